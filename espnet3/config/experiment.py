@@ -1,0 +1,152 @@
+"""An experiment's files: every path that the workflow, the report and ``why`` speak of is made here."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from espnet3.config.decoding import resolve_variants
+from espnet3.config.slices import config_slice, slice_text, stage_code
+from espnet3.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# the targets `exp/<experiment>/<stage>`, in the order in which their files are made
+TARGETS = ("manifests", "tokenizer", "stats", "train", "average", "decode", "score", "report", "pack")
+SCORE_FILES = ("metrics.json", "hyp.trn", "ref.trn", "alignment.txt")
+PACK_FILES = ("model.safetensors", "config.json", "tokens.txt", "metrics.json", "README.md")
+
+
+class Experiment:
+    """Paths and slices of one experiment; relative to the folder that Snakemake runs in."""
+
+    def __init__(self, name: str, config: dict[str, Any], retrain: bool = False):
+        self.name = name
+        self.config = config
+        self.retrain = retrain
+        self.root = f"exp/{name}"
+        self.corpus = config["data"]["corpus"]
+        self.train_manifest = self.manifest(config["data"]["train"])
+        self.valid_manifest = self.manifest(config["data"]["valid"])
+        self.test_sets: list[str] = config["data"]["test"]
+
+    def manifest(self, split: str) -> str:
+        return f"data/{self.corpus}/{split}.jsonl.gz"
+
+    @cached_property
+    def decodings(self) -> dict[str, dict[str, Any]]:
+        """``{name: settings}`` of each decoding."""
+        return resolve_variants(self.config["decode"])
+
+    @property
+    def bpe(self) -> bool:
+        return self.config["tokenizer"]["type"] == "bpe"
+
+    @property
+    def tokenizer_files(self) -> list[str]:
+        return [f"{self.root}/tokenizer/{name}" for name in ["tokens.txt"] + ["bpe.model"] * self.bpe]
+
+    @property
+    def stats_shards(self) -> list[str]:
+        n = self.config["stats"]["shards"]
+        return [f"{self.root}/stats/shard-{i}-of-{n}.npz" for i in range(1, n + 1)]
+
+    def weights(self, decoding: str) -> str:
+        return f"{self.root}/average/{self.decodings[decoding]['average']}.safetensors"
+
+    def shards(self, decoding: str, test_set: str) -> list[str]:
+        n = self.decodings[decoding]["shards"]
+        return [f"{self.root}/decode/{decoding}/{test_set}/shard-{i}-of-{n}.jsonl" for i in range(1, n + 1)]
+
+    def hypotheses(self, decoding: str, test_set: str) -> str:
+        return f"{self.root}/decode/{decoding}/{test_set}/hyp.jsonl"
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every decoding of every test set."""
+        return [(name, test_set) for name in self.decodings for test_set in self.test_sets]
+
+    @property
+    def metrics(self) -> list[str]:
+        return [f"{self.root}/score/{name}/{test_set}/metrics.json" for name, test_set in self.pairs]
+
+    def files(self, target: str) -> list[str]:
+        """The files of stage *target* and every intermediate before them.
+
+        A target that named its last files alone would forget a failed edit: the next run finds the old result, sees
+        nothing missing, and does nothing.
+        """
+        conf = [f"{self.root}/conf/{stage}.json" for stage in ("tokenizer", "stats", "train", "average", "score")]
+        data = [self.manifest(s) for s in dict.fromkeys((Path(m).name.removesuffix(".jsonl.gz") for m in self._data()))]
+        own: dict[str, list[str]] = {
+            "manifests": [f"data/{self.corpus}/conf/{s}.json" for s in ("corpus", "manifest")]
+            + [f"data/{self.corpus}/corpus.jsonl"]
+            + data,
+            "tokenizer": [conf[0], *self.tokenizer_files],
+            "stats": [conf[1], *self.stats_shards, f"{self.root}/stats/cmvn.npz"],
+            "train": [conf[2], *(f"{self.root}/checkpoints/{name}" for name in ("last.ckpt", "checkpoints.json"))],
+            "average": [conf[3], *dict.fromkeys(self.weights(name) for name in self.decodings)],
+            "decode": [f"{self.root}/conf/decode.{name}.json" for name in self.decodings]
+            + [path for pair in self.pairs for path in [*self.shards(*pair), self.hypotheses(*pair)]],
+            "score": [conf[4]] + [f"{self.root}/score/{d}/{t}/{f}" for d, t in self.pairs for f in SCORE_FILES],
+            "report": [f"{self.root}/conf/report.json", f"{self.root}/report/index.html"],
+            "pack": [f"{self.root}/conf/pack.json", *(f"{self.root}/pack/{name}" for name in PACK_FILES)],
+        }
+        # the report and the model package are leaves: neither needs the other
+        upto = [t for t in TARGETS[: TARGETS.index(target) + 1] if t == target or t != "report"]
+        return [path for t in upto for path in own[t]]
+
+    def _data(self) -> list[str]:
+        return [self.train_manifest, self.valid_manifest, *(self.manifest(t) for t in self.test_sets)]
+
+    def slice_text(self, stage: str) -> str:
+        """Content of ``conf/<stage>.json``.
+
+        Training is expensive, so a change of its *code* alone is reported, not acted upon: while the configuration is
+        the one in the slice file, that file's code digests stay, unless ``retrain`` asks for today's.
+        """
+        if stage == "train" and not self.retrain:
+            kept = self._trained_with()
+            if kept is not None:
+                return slice_text(self.config, stage, code=kept)
+        return slice_text(self.config, stage)
+
+    def _trained_with(self) -> dict[str, str] | None:
+        path = Path(self.root, "conf/train.json")
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = old.get("config") == json.loads(json.dumps(config_slice(self.config, "train")))
+        return old.get("code") if same else None
+
+    def changed_training_code(self) -> list[str]:
+        """Modules of the training code that differ from those that the present model was trained with."""
+        old = self._trained_with()
+        if old is None:
+            return []
+        new = stage_code(self.config, "train")
+        return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+    def data_key(self) -> dict[str, Any]:
+        """What the files under ``data/<corpus>`` depend on."""
+        return {stage: config_slice(self.config, stage) for stage in ("corpus", "manifest")}
+
+
+def check_corpora(experiments: list[Experiment]) -> None:
+    """Refuse two experiments that would write the same corpus folder with different content.
+
+    Raises:
+        UserError: naming both experiments.
+    """
+    owners: dict[str, Experiment] = {}
+    for experiment in experiments:
+        owner = owners.setdefault(experiment.corpus, experiment)
+        if owner.data_key() != experiment.data_key():
+            raise UserError(
+                f"experiments '{owner.name}' and '{experiment.name}' both write data/{experiment.corpus}, but their 'data:' "
+                "sections differ; give one of them another data.corpus name"
+            )

@@ -1,0 +1,208 @@
+"""What an experiment may say: the sections, their keys and types, checked before any job starts.
+
+Sections with a ``_target_`` are checked against the signature of what they name, which is read from the source
+(:mod:`espnet3.config.signature`): nothing is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from espnet3.config.signature import check_targets, parameters
+from espnet3.errors import UserError, did_you_mean
+
+Target = dict[str, Any]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class Section(BaseModel):
+    """Unknown keys are refused: a misspelt key that is silently ignored costs a training run."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class Data(Section):
+    corpus: str = Field(pattern=NAME)
+    builder: Target
+    train: str = Field(pattern=NAME)
+    valid: str = Field(pattern=NAME)
+    test: list[str] = Field(min_length=1)
+    sampling_rate: int = Field(gt=0)
+    min_duration: float = Field(ge=0)
+    max_duration: float = Field(gt=0)
+    max_rejected: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.min_duration >= self.max_duration:
+            raise ValueError("min_duration must be below max_duration")
+        if len(set(self.test)) != len(self.test):
+            raise ValueError("a test set is listed twice")
+        return self
+
+
+class TokenizerSection(Section):
+    type: Literal["char", "word", "bpe"]
+    vocab_size: int | None = Field(default=None, gt=3)
+
+    @model_validator(mode="after")
+    def _size(self):
+        if self.type == "bpe" and self.vocab_size is None:
+            raise ValueError("type 'bpe' needs vocab_size")
+        return self
+
+
+class Stats(Section):
+    shards: int = Field(ge=1, le=1000)
+
+
+class Decode(Section):
+    method: Literal["joint", "attention", "ctc_greedy", "ctc_beam"]
+    beam: int = Field(ge=1)
+    ctc_weight: float = Field(ge=0, le=1)
+    length_bonus: float
+    maxlenratio: float = Field(ge=0)
+    minlenratio: float = Field(ge=0)
+    average: str = Field(pattern=r"^[\w.]+\.ave_[1-9][0-9]*best$")
+    shards: int = Field(ge=1, le=1000)
+    batch_seconds: float = Field(gt=0)
+    nbest: int = Field(default=1, ge=1)
+    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _variants(self):
+        known = sorted(set(type(self).model_fields) - {"variants"})
+        for name, keys in self.variants.items():
+            for key in keys or {}:
+                if key not in known:
+                    raise ValueError(f"variant '{name}' has no key '{key}'{did_you_mean(key, known)}")
+        return self
+
+
+class Score(Section):
+    normalize: Literal["none", "basic"] = "none"
+
+
+class Parallel(Section):
+    env: str
+    n_workers: int = Field(ge=1)
+    options: dict[str, Any] = {}
+    submit: Target | None = None
+
+
+class Execution(Section):
+    num_workers: int = Field(ge=0)
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: int = Field(ge=1)
+    strategy: str | Target
+
+
+class Experiment(Section):
+    seed: int = Field(ge=0)
+    allow: list[str] = []
+    data: Data
+    tokenizer: TokenizerSection
+    stats: Stats
+    model: Target
+    optimizer: Target
+    scheduler: Target | None
+    dataloader: dict[str, dict[str, Any]]
+    trainer: dict[str, Any]
+    best_model_criterion: list[tuple[str, int, Literal["min", "max"]]] = Field(min_length=1)
+    decode: Decode
+    score: Score
+    parallel: Parallel
+    execution: Execution
+
+    @field_validator("trainer")
+    @classmethod
+    def _trainer(cls, section: dict) -> dict:
+        known = TRAINER_KEYS | (parameters("lightning.pytorch.Trainer") or set(section))
+        for key in section:
+            if key not in known:
+                raise ValueError(f"unknown key '{key}'{did_you_mean(key, known)}")
+        epochs = section.get("max_epochs")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"max_epochs must be a whole number above 0, not {epochs!r}")
+        return section
+
+    @field_validator("dataloader")
+    @classmethod
+    def _dataloader(cls, section: dict) -> dict:
+        for key in ("train", "valid"):
+            if key not in section:
+                raise ValueError(f"the part '{key}' is missing")
+        for key in section:
+            if key not in ("train", "valid"):
+                raise ValueError(f"unknown key '{key}'{did_you_mean(key, ('train', 'valid'))}")
+        return section
+
+    @model_validator(mode="after")
+    def _kept(self):
+        kept = {monitor.replace("/", "."): k for monitor, k, _ in self.best_model_criterion}
+        for name, variant in self.decode.variants.items():
+            average = (variant or {}).get("average", self.decode.average)
+            monitor, _, best = str(average).rpartition(".ave_")
+            if monitor in kept and int(best.removesuffix("best")) > kept[monitor]:
+                raise ValueError(
+                    f"decode.average of '{name}' wants {average}, but best_model_criterion keeps only {kept[monitor]}"
+                )
+            if monitor not in kept and monitor != "last":
+                raise ValueError(
+                    f"decode.average of '{name}' names '{monitor}', which best_model_criterion does not keep"
+                    + did_you_mean(monitor, kept)
+                )
+        return self
+
+
+# keys of `trainer:` that are this project's own; all others are lightning.Trainer's
+TRAINER_KEYS = frozenset({"max_epochs", "patience"})
+
+
+def validate(config: dict[str, Any], where: str = "config") -> dict[str, Any]:
+    """*config* with the schema's defaults filled in.
+
+    Raises:
+        UserError: one line that names *where*, the key, and the mend.
+    """
+    try:
+        checked = Experiment.model_validate(config)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+    result = checked.model_dump(mode="json")
+    try:
+        check_targets(result, allow=tuple(result["allow"]))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return result
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's errors in one line; how many more there are."""
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key '{path}'{did_you_mean(first['loc'][-1], _keys_at(first['loc'][:-1]))}"
+    elif first["type"] == "missing":
+        text = f"the key '{path}' is missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        value = first.get("input")
+        shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) or value is None else ""
+        text = f"{path}: {message}{shown}" if path else message
+    more = len(errors) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _keys_at(location: tuple) -> list[str]:
+    model: Any = Experiment
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,122 @@
+"""Files that are either whole or absent: atomic writes, JSON, JSONL, digests."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from espnet3.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Open a temporary file beside *path*; on success fsync it and rename it to *path*, on any error remove it.
+
+    A reader sees the old file or the whole new one, never a part. *mode* is ``"w"`` (UTF-8) or ``"wb"``.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; the old file is then intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        # mkstemp makes private files; a shared file system needs what the umask allows
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(descriptor, 0o666 & ~umask)
+        with os.fdopen(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: str | os.PathLike) -> None:
+    """Make a rename in *path* survive a power cut, where the file system allows it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_gzip(path: str | os.PathLike) -> Iterator[IO[str]]:
+    """Like :func:`atomic_write`, for UTF-8 text in gzip; the same text gives the same bytes (no time, no name inside)."""
+    with atomic_write(path, "wb") as raw:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed:
+            with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as text:
+                yield text
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted, compact JSON: equal values give equal text. Refuses NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Sorted, indented JSON, written atomically."""
+    with atomic_write(path) as handle:
+        json.dump(value, handle, sort_keys=True, ensure_ascii=False, indent=1)
+        handle.write("\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Raises UserError with the place where *path* is absent or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[dict]) -> int:
+    """One compact JSON object a line, written atomically (gzip where the name ends in .gz); the number of lines."""
+    count = 0
+    with atomic_gzip(path) if str(path).endswith(".gz") else atomic_write(path) as handle:
+        for record in records:
+            handle.write(json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
+    """Each line's object, lazily. Raises UserError naming the line that is not JSON, or a file that is cut short."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged file ({error})") from None
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """First *length* hex digits of the SHA-256 of *value*'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]

@@ -1,0 +1,29 @@
+# `exp/<experiment>/<stage>` as a target, and once more with the slash that Tab completion adds: a rule of that very name,
+# without an output, since a directory cannot be a target while the files inside it are made by rules.
+from espnet3.config.experiment import TARGETS
+
+for e in EXPERIMENTS.values():
+    for target in TARGETS:
+        for slash in ("", "/"):
+
+            rule:
+                name:
+                    f"{e.root}/{target}{slash}"
+                input:
+                    e.files(target),
+                message:
+                    "{rule} is complete"
+
+    for slash in ("", "/"):
+
+        rule:
+            name:
+                f"{e.root}{slash}"
+            input:
+                e.files("report"),
+                e.files("pack"),
+            message:
+                "{rule} is complete"
+
+
+report_changed_training_code()
