@@ -40,7 +40,7 @@ lint: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
 docs: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --rulegraph exp/$(EXPERIMENT) | dot -Tsvg > docs/dag.svg
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake exp/$(EXPERIMENT)/report/index.html --rulegraph dot | dot -Tsvg > docs/dag.svg
 
 clean:
 	rm -rf exp/$(EXPERIMENT)

@@ -38,7 +38,10 @@ def _conf(path: str) -> dict[str, Any]:
 def corpus(a: argparse.Namespace) -> None:
     from espnet3.stages import corpus as stage
 
-    stage.run(_conf(a.conf), a.output, a.execution.get("parallel", {}))
+    conf = _conf(a.conf)
+    if a.execution.get("source"):
+        conf["data"]["builder"]["source"] = a.execution["source"]
+    stage.run(conf, a.output, a.execution.get("parallel", {}))
 
 
 def manifest(a: argparse.Namespace) -> None:
@@ -117,7 +120,9 @@ def check(a: argparse.Namespace) -> None:
         if a.show:
             print(json.dumps(config, indent=1, sort_keys=True))
         else:
-            print(f"{name}: ok ({len(config['data']['test'])} test sets, {len(config['decode']['variants'])} decodings)")
+            print(
+                f"{name}: ok ({len(config['data']['test'])} test sets, {len(config['decode']['variants'])} decodings)"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,14 +159,16 @@ def _parser() -> argparse.ArgumentParser:
     command(average, "average the K best checkpoints", "index", "monitor", "k", "output")
     sub = command(decode, "decode one shard", "conf", "manifest", "weights", "tokens", "shard", "of", "output")
     execution(sub)
-    command(decode_merge, "merge shards in the manifest's order", "manifest", "output").add_argument("shards", nargs="+")
+    command(decode_merge, "merge shards in the manifest's order", "manifest", "output").add_argument(
+        "shards", nargs="+"
+    )
     command(score, "WER, CER, alignments", "conf", "manifest", "hypotheses", "output-dir")
     sub = command(report, "one self-contained HTML page", "conf", "experiment", "index", "output")
     sub.add_argument("--benchmarks", default=None, help="folder of Snakemake's benchmark tables")
     sub.add_argument("metrics", nargs="+")
-    command(pack, "a model folder for from_pretrained", "conf", "experiment", "weights", "tokens", "output-dir").add_argument(
-        "metrics", nargs="+"
-    )
+    command(
+        pack, "a model folder for from_pretrained", "conf", "experiment", "weights", "tokens", "output-dir"
+    ).add_argument("metrics", nargs="+")
     sub = command(check, "check experiments' configuration")
     sub.add_argument("experiments", nargs="*", help="default: all")
     sub.add_argument("--overrides", default="", help='such as "decode.beam=4"')
@@ -197,7 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status: 0, 2 for an error that the user can mend, 1 for any other."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(
-        level=os.environ.get("ESPNET3_LOG", "INFO").upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        level=os.environ.get("ESPNET3_LOG", "INFO").upper(),
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
     )
     try:
         if argv and argv[0] in FORWARDED:

@@ -99,7 +99,11 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[dict]) -> int:
 def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
     """Each line's object, lazily. Raises UserError naming the line that is not JSON, or a file that is cut short."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if str(path).endswith(".gz")
+            else open(path, encoding="utf-8") as lines
+        ):
             for number, line in enumerate(lines, 1):
                 try:
                     yield json.loads(line)

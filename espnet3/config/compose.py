@@ -30,7 +30,9 @@ def experiment_names(config_dir: str | os.PathLike = CONFIG_DIR) -> list[str]:
     names = sorted(path.stem for path in Path(config_dir).glob("*.yaml"))
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UserError(f"{config_dir}/{name}.yaml: an experiment's name may hold letters, digits, '_' and '-' only")
+            raise UserError(
+                f"{config_dir}/{name}.yaml: an experiment's name may hold letters, digits, '_' and '-' only"
+            )
     return names
 
 
@@ -50,7 +52,9 @@ def load_config(name: str, overrides: Sequence[str] = (), config_dir: str | os.P
     return validate(_compose(name, list(overrides), config_dir), where=f"{config_dir}/{name}.yaml")
 
 
-def load_configs(names: Iterable[str], overrides: str = "", config_dir: str | os.PathLike = CONFIG_DIR) -> dict[str, dict]:
+def load_configs(
+    names: Iterable[str], overrides: str = "", config_dir: str | os.PathLike = CONFIG_DIR
+) -> dict[str, dict]:
     """Configurations of several experiments under one override string, as ``--config overrides="…"`` gives it.
 
     An override is for every experiment that has its key; ``asr:decode.beam=4`` is for experiment ``asr`` alone.

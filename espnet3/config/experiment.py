@@ -80,7 +80,7 @@ class Experiment:
         nothing missing, and does nothing.
         """
         conf = [f"{self.root}/conf/{stage}.json" for stage in ("tokenizer", "stats", "train", "average", "score")]
-        data = [self.manifest(s) for s in dict.fromkeys((Path(m).name.removesuffix(".jsonl.gz") for m in self._data()))]
+        data = [self.manifest(s) for s in dict.fromkeys(Path(m).name.removesuffix(".jsonl.gz") for m in self._data())]
         own: dict[str, list[str]] = {
             "manifests": [f"data/{self.corpus}/conf/{s}.json" for s in ("corpus", "manifest")]
             + [f"data/{self.corpus}/corpus.jsonl"]
@@ -98,6 +98,12 @@ class Experiment:
         # the report and the model package are leaves: neither needs the other
         upto = [t for t in TARGETS[: TARGETS.index(target) + 1] if t == target or t != "report"]
         return [path for t in upto for path in own[t]]
+
+    def slice_files(self) -> list[tuple[str, str]]:
+        """``(stage, path)`` of every slice file of this experiment, its corpus's among them."""
+        stages = ["tokenizer", "stats", "train", "average", *(f"decode.{name}" for name in self.decodings), "score"]
+        own = [(stage, f"{self.root}/conf/{stage}.json") for stage in [*stages, "report", "pack"]]
+        return [(stage, f"data/{self.corpus}/conf/{stage}.json") for stage in ("corpus", "manifest")] + own
 
     def _data(self) -> list[str]:
         return [self.train_manifest, self.valid_manifest, *(self.manifest(t) for t in self.test_sets)]
@@ -130,6 +136,16 @@ class Experiment:
             return []
         new = stage_code(self.config, "train")
         return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+    def corpus_files(self) -> list[str]:
+        """The user's own files that the corpus is read from: what ``path`` and ``dirs`` of ``data.builder`` name."""
+        builder = self.config["data"]["builder"]
+        found = []
+        for named in (builder.get("path"), builder.get("dirs")):
+            paths = named.values() if isinstance(named, dict) else [named] if isinstance(named, str) else []
+            for path in map(Path, paths):
+                found += sorted(map(str, filter(Path.is_file, path.iterdir()))) if path.is_dir() else [str(path)]
+        return found
 
     def data_key(self) -> dict[str, Any]:
         """What the files under ``data/<corpus>`` depend on."""

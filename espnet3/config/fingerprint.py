@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def targets(node: Any) -> list[str]:
 def _counts(module: str) -> bool:
     top = module.partition(".")[0]
     if top == "espnet3":
-        return not any(module == name or (name != "espnet3" and module.startswith(name + ".")) for name in INFRASTRUCTURE)
+        return not any(
+            module == name or (name != "espnet3" and module.startswith(name + ".")) for name in INFRASTRUCTURE
+        )
     if any(module == p or module.startswith(p + ".") for p in ALLOWED):
         return False
     # of other packages only those that lie in the working tree are the user's code
@@ -66,12 +68,12 @@ def _parents(module: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-@lru_cache(maxsize=None)
+@cache
 def imported(path: Path, module: str) -> tuple[str, ...]:
     """Modules that the file at *path* imports, anywhere in it: also the imports inside functions."""
     names = []
@@ -88,14 +90,12 @@ def imported(path: Path, module: str) -> tuple[str, ...]:
     return tuple(sorted({n for n in names if n}))
 
 
-@lru_cache(maxsize=None)
+@cache
 def file_digest(path: Path) -> str:
     """Digest of the file's syntax tree without comments, docstrings and layout; equal for one Python version."""
     tree = _parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            body = node.body
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                if isinstance(body[0].value.value, str):
-                    node.body = body[1:] or [ast.Pass()]
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]

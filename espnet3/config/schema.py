@@ -24,6 +24,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
+    """The corpus, its splits, and what an utterance must be like; durations in seconds."""
+
     corpus: str = Field(pattern=NAME)
     builder: Target
     train: str = Field(pattern=NAME)
@@ -44,6 +46,8 @@ class Data(Section):
 
 
 class TokenizerSection(Section):
+    """The kind of tokens; ``vocab_size`` counts the special ones too."""
+
     type: Literal["char", "word", "bpe"]
     vocab_size: int | None = Field(default=None, gt=3)
 
@@ -55,10 +59,14 @@ class TokenizerSection(Section):
 
 
 class Stats(Section):
+    """Into how many shards the statistics are cut."""
+
     shards: int = Field(ge=1, le=1000)
 
 
 class Decode(Section):
+    """Decodings: the keys that all share, and ``variants``, a folder of results for each."""
+
     method: Literal["joint", "attention", "ctc_greedy", "ctc_beam"]
     beam: int = Field(ge=1)
     ctc_weight: float = Field(ge=0, le=1)
@@ -82,10 +90,14 @@ class Decode(Section):
 
 
 class Score(Section):
+    """How words are compared."""
+
     normalize: Literal["none", "basic"] = "none"
 
 
 class Parallel(Section):
+    """Where runners run; see :mod:`espnet3.parallel`."""
+
     env: str
     n_workers: int = Field(ge=1)
     options: dict[str, Any] = {}
@@ -93,6 +105,8 @@ class Parallel(Section):
 
 
 class Execution(Section):
+    """How training runs: loader workers and Lightning's devices."""
+
     num_workers: int = Field(ge=0)
     accelerator: str
     devices: int | str | list[int]
@@ -101,6 +115,8 @@ class Execution(Section):
 
 
 class Experiment(Section):
+    """All sections of one ``config/<experiment>.yaml``."""
+
     seed: int = Field(ge=0)
     allow: list[str] = []
     data: Data
@@ -159,7 +175,9 @@ class Experiment(Section):
 
 
 # keys of `trainer:` that are this project's own; all others are lightning.Trainer's
-TRAINER_KEYS = frozenset({"max_epochs", "patience"})
+TRAINER_KEYS = frozenset(
+    {"max_epochs", "patience", "checkpoint_seconds", "checkpoint_steps", "log_seconds", "max_nonfinite"}
+)
 
 
 def validate(config: dict[str, Any], where: str = "config") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def check_targets(node: Any, path: str = "", allow: tuple[str, ...] = ()) -> Non
         check_targets(value, f"{path}.{key}".lstrip("."), allow)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameters(target: str) -> frozenset[str] | None:
     """Names of the arguments that *target* (a dotted class or function) takes; None: anything, or not to be told."""
     found = _definition(target)
@@ -82,7 +82,7 @@ def _init_of(node: ast.ClassDef, module: str) -> ast.FunctionDef | frozenset[str
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _definition(target: str, depth: int = 0) -> tuple[ast.ClassDef | ast.FunctionDef, str] | None:
     """The node that defines *target* and its module's name; imports are followed a few steps."""
     module, _, name = target.rpartition(".")
@@ -116,7 +116,7 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join(parts[:keep] + ([node.module] if node.module else []))
 
 
-@lru_cache(maxsize=None)
+@cache
 def module_file(name: str) -> Path | None:
     """The source file of module *name*; only its top-level package is looked up, nothing is imported."""
     top, *rest = name.split(".")
@@ -138,7 +138,7 @@ def module_file(name: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tree(module: str) -> ast.Module | None:
     path = module_file(module)
     if path is None or path.suffix != ".py":

@@ -24,7 +24,7 @@ class Stage:
 
 
 STAGES = {
-    "corpus": Stage(("data.corpus", "data.builder", "data.sampling_rate"), "espnet3.stages.corpus"),
+    "corpus": Stage(("allow", "data.corpus", "data.builder", "data.sampling_rate"), "espnet3.stages.corpus"),
     "manifest": Stage(
         ("data.corpus", "data.sampling_rate", "data.min_duration", "data.max_duration", "data.max_rejected"),
         "espnet3.stages.manifest",
@@ -75,6 +75,10 @@ def config_slice(config: dict[str, Any], stage: str) -> dict[str, Any]:
         # a model of another kind (an ESPnet2 task, say) may have no such part
         if last in source:
             target[last] = source[last]
+    if base == "corpus":
+        # where a checksummed archive is taken from does not change what is in it: a job gets `source` on its command line
+        builder = chosen["data"]["builder"]
+        chosen["data"]["builder"] = {k: v for k, v in builder.items() if k != "source"}
     if variant:
         variants = resolve_variants(config["decode"])
         if variant not in variants:

@@ -21,7 +21,9 @@ from espnet3.errors import UserError
 
 def main(argv: Sequence[str]) -> int:
     """Print why each file of a target is stale; exit status 0, also where nothing is."""
-    parser = argparse.ArgumentParser(prog="python -m espnet3 why", description="what a target would make again, and why")
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet3 why", description="what a target would make again, and why"
+    )
     parser.add_argument("target", help="such as exp/asr/decode")
     parser.add_argument("--overrides", default="", help='as for Snakemake: "decode.beam=4"')
     parser.add_argument("--retrain", action="store_true", help="act on a change of training code, too")

@@ -3,12 +3,14 @@ import json
 import logging
 import os
 import sys
+from base64 import urlsafe_b64encode
 from functools import lru_cache
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 from espnet3.config.compose import experiment_names, load_configs
 from espnet3.config.experiment import Experiment, check_corpora
@@ -73,7 +75,14 @@ def execution(wildcards, input):
         settings = EXPERIMENTS[wildcards.exp].config
     else:
         settings = CORPORA[wildcards.corpus].config
-    return json.dumps({k: settings[k] for k in ("parallel", "execution")})
+    source = settings["data"]["builder"].get("source")
+    return json.dumps(
+        {**{k: settings[k] for k in ("parallel", "execution")}, "source": source}
+    )
+
+
+def corpus_files(wildcards):
+    return CORPORA[wildcards.corpus].corpus_files()
 
 
 def train_manifest(wildcards):
@@ -112,12 +121,46 @@ def packed_weights(wildcards):
     return experiment(wildcards).weights(next(iter(experiment(wildcards).decodings)))
 
 
-def report_changed_training_code():
-    for name, e in EXPERIMENTS.items():
-        changed = e.changed_training_code()
-        if changed and Path(e.root, "checkpoints/checkpoints.json").exists():
-            print(
-                f"espnet3: the training code of exp/{name} has changed since its model was trained ({', '.join(changed)}); "
-                "the model is kept; to train again: --config retrain=true",
-                file=sys.stderr,
+# Where Snakemake's records are lost (a copied or cleaned tree), it no longer compares parameters: a slice that differs from
+# today's would pass for fresh. Then the slices are compared here, and the stale ones are made again.
+@lru_cache(maxsize=None)
+def force_stale_slices(name):
+    stale = []
+    for stage, path in EXPERIMENTS[name].slice_files():
+        record = urlsafe_b64encode(path.encode()).decode()
+        if Path(".snakemake/metadata", record).exists() or not Path(path).exists():
+            continue
+        if Path(path).read_text(encoding="utf-8") != slice_text(name, stage) + "\n":
+            stale.append(path)
+    if stale:
+        print(
+            f"espnet3: Snakemake's records are lost, and differ from the configuration: {', '.join(stale)}",
+            file=sys.stderr,
+        )
+        workflow.dag.forcefiles.update(stale)
+
+
+@lru_cache(maxsize=None)
+def report_changed_training_code(name):
+    e = EXPERIMENTS[name]
+    changed = e.changed_training_code()
+    if changed and Path(e.root, "checkpoints/checkpoints.json").exists():
+        print(
+            f"espnet3: the training code of exp/{name} has changed since its model was trained ({', '.join(changed)}); "
+            "the model is kept; to train again: --config retrain=true",
+            file=sys.stderr,
+        )
+
+
+def target_files(name, targets):
+    def files(wildcards):
+        if workflow.exec_mode == ExecMode.DEFAULT:
+            force_stale_slices(name)
+            report_changed_training_code(name)
+        return list(
+            dict.fromkeys(
+                path for target in targets for path in EXPERIMENTS[name].files(target)
             )
+        )
+
+    return files

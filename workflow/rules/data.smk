@@ -33,6 +33,7 @@ rule conf:
 rule corpus:
     input:
         conf="data/{corpus}/conf/corpus.json",
+        files=corpus_files,
     output:
         "data/{corpus}/corpus.jsonl",
     log:

@@ -10,7 +10,7 @@ for e in EXPERIMENTS.values():
                 name:
                     f"{e.root}/{target}{slash}"
                 input:
-                    e.files(target),
+                    target_files(e.name, (target,)),
                 message:
                     "{rule} is complete"
 
@@ -20,10 +20,6 @@ for e in EXPERIMENTS.values():
             name:
                 f"{e.root}{slash}"
             input:
-                e.files("report"),
-                e.files("pack"),
+                target_files(e.name, ("report", "pack")),
             message:
                 "{rule} is complete"
-
-
-report_changed_training_code()

@@ -1,0 +1,1 @@
+"""Text: token lists and tokenizers."""
