@@ -1,6 +1,6 @@
 """What it costs to ask: parsing every experiment, a dry run, a stage's start. CPU seconds, median of several rounds.
 
-    python benchmarks/startup.py [--rounds 5] [--target exp/asr/decode]
+python benchmarks/startup.py [--rounds 5] [--target exp/asr/decode]
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_damage_is_named_with_its_place(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         list(read_jsonl(tmp_path / "none.jsonl"))
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="bad.jsonl:2"):
+    with pytest.raises(UserError, match=r"bad\.jsonl:2"):
         list(read_jsonl(tmp_path / "bad.jsonl"))
     whole = gzip.compress(b'{"a": 1}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])

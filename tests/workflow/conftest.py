@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from conftest import Project, copy_product
+from product import Project, copy_product
 
 # digits by four voices: small enough to train in seconds, real enough that the WER means something
 TINY = """

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Project
+from product import Project
 
 SHARDS = 2 * 2 * 2  # decodings, test sets, shards
 

@@ -1,0 +1,164 @@
+"""A packed model (``exp/<experiment>/pack``) as one object that transcribes audio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet3.config.decoding import resolve_variants
+from espnet3.errors import UserError, did_you_mean
+from espnet3.inference.audio import read_audio, to_model_rate
+from espnet3.inference.decode import decode_batch
+from espnet3.inference.provider import load_model, pick_device
+from espnet3.inference.search import Hypothesis, build_search
+from espnet3.io import read_json
+from espnet3.parallel import plan_batches
+from espnet3.text.tokenizer import Tokenizer
+
+# a pack may come from a stranger: it gets networks, and nothing that reads or writes files
+PACKED_TARGETS = ("espnet3.models.", "torch.nn.")
+
+
+@dataclass
+class Result:
+    """What was recognised.
+
+    Attributes:
+        tokens: the text's tokens.
+        score: natural log.
+        scores: each scorer's own, natural log.
+        nbest: all hypotheses that were asked for, best first, this one included; empty within ``nbest`` itself.
+    """
+
+    text: str
+    tokens: list[str]
+    score: float
+    scores: dict[str, float]
+    nbest: list[Result] = field(default_factory=list)
+
+
+def from_pretrained(
+    path: str | os.PathLike,
+    *,
+    decoding: str | None = None,
+    device: str = "auto",
+    allow: Sequence[str] = (),
+    **settings: Any,
+) -> Recogniser:
+    """Load a folder that the pack stage made.
+
+    Args:
+        path: holds ``model.safetensors``, ``config.json``, ``tokens.txt`` and, for BPE, ``bpe.model``.
+        decoding: which of the experiment's decodings; None takes the pack's own choice, the experiment's first.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        allow: packages outside espnet3 and torch.nn whose code the configuration may name. Trust them first.
+        settings: keys of the ``decode:`` section to change, such as ``beam=10`` or ``method="ctc_greedy"``.
+
+    Raises:
+        UserError: a file is absent or damaged, a setting is unknown, or the configuration names code outside the
+            allowed packages.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: no packed model here (no config.json); make one with `snakemake exp/<experiment>/pack`"
+        )
+    config = read_json(folder / "config.json")
+    try:
+        model, tokenizer, rate = config["model"], config["tokenizer"]["type"], int(config["data"]["sampling_rate"])
+        decode = config["decode"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not the configuration of a packed model (no {error})") from None
+    _check_targets(model, (*PACKED_TARGETS, *(f"{name}." for name in allow)), folder / "config.json")
+    variants = resolve_variants(decode)
+    name = decoding or config.get("decoding") or next(iter(variants))
+    if name not in variants:
+        raise UserError(f"{folder}: no decoding '{name}'{did_you_mean(name, variants)}")
+    common = {k: v for k, v in decode.items() if k != "variants"}
+    own = (decode.get("variants") or {}).get(name) or {}
+    for key in settings:
+        if key not in common and key not in ("nbest", "pre_beam_ratio"):
+            raise UserError(f"from_pretrained: no decoding setting '{key}'{did_you_mean(key, common)}")
+    resolved = resolve_variants({**common, **own, **settings, "variants": {name: {}}})[name]
+    tokens = Tokenizer.load(folder, tokenizer)
+    where = pick_device({"accelerator": device})
+    network = load_model(model, len(tokens), folder / "model.safetensors", where, tuple(allow))
+    return Recogniser(network, tokens, rate, resolved, where)
+
+
+def _check_targets(node: Any, allowed: tuple[str, ...], where: Path) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(allowed):
+            raise UserError(
+                f"{where}: _target_ {target} is outside the packages that a packed model may use "
+                f"({', '.join(name.rstrip('.') for name in allowed)}); if you trust its code, name it in allow="
+            )
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _check_targets(child, allowed, where)
+
+
+class Recogniser:
+    """A model, its tokenizer and a search.
+
+    Attributes:
+        sampling_rate: Hz that the model wants; other audio is resampled.
+        settings: the resolved decoding.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, sampling_rate: int, settings: dict[str, Any], device: Any):
+        self.model, self.tokenizer, self.sampling_rate = model, tokenizer, sampling_rate
+        self.settings, self.device = settings, device
+        self.search = build_search(model, settings)
+
+    def __call__(self, audio: str | os.PathLike | np.ndarray, sampling_rate: int | None = None) -> Result:
+        """Transcribe one recording.
+
+        Args:
+            audio: a file, or samples of shape (T,) or (T, channels): floats in [-1, 1], or integers.
+            sampling_rate: of the array, in Hz; None: the model's.
+
+        Raises:
+            UserError: the file cannot be read, or has no samples.
+        """
+        return self.batch([audio], sampling_rate)[0]
+
+    def batch(self, audio: Sequence[str | os.PathLike | np.ndarray], sampling_rate: int | None = None) -> list[Result]:
+        """Transcribe several recordings, in batches of ``batch_seconds`` of audio; the results in their order.
+
+        A result does not depend on what it is decoded with.
+        """
+        waveforms = [self.read(item, sampling_rate) for item in audio]
+        seconds = [w.size / self.sampling_rate for w in waveforms]
+        order = sorted(range(len(waveforms)), key=lambda i: -seconds[i])
+        results: dict[int, Result] = {}
+        budget = self.settings.get("batch_seconds", 60.0)
+        for batch in plan_batches(order, batch_weight=budget, weights=seconds):
+            found = decode_batch([waveforms[i] for i in batch], self.model, self.search, self.device)
+            results.update((i, self._result(nbest)) for i, nbest in zip(batch, found, strict=True))
+        return [results[i] for i in range(len(waveforms))]
+
+    def read(self, audio: str | os.PathLike | np.ndarray, sampling_rate: int | None = None) -> np.ndarray:
+        """A file or an array as float32 (T,) at the model's sampling rate."""
+        if isinstance(audio, (str, os.PathLike)):
+            return read_audio(audio, self.sampling_rate)
+        return to_model_rate(audio, sampling_rate or self.sampling_rate, self.sampling_rate)
+
+    def _result(self, nbest: list[Hypothesis]) -> Result:
+        results = [
+            Result(
+                text=self.tokenizer.decode(h.tokens),
+                tokens=[self.tokenizer.tokens[t] for t in h.tokens],
+                score=h.score,
+                scores={name: value for name, value in h.scores.items() if name != "length"},
+            )
+            for h in nbest
+        ]
+        best = results[0]
+        return Result(best.text, best.tokens, best.score, best.scores, results)
