@@ -28,9 +28,9 @@ from espnet3.trainer.state import AtomicCheckpointIO, TrainingState, epochs_to_t
 
 log = logging.getLogger(__name__)
 
-BUDGET = ("max_epochs", "patience", "checkpoint_seconds", "checkpoint_steps", "log_seconds")
+_OWN = ("patience", "checkpoint_seconds", "checkpoint_steps", "log_seconds", "max_nonfinite")
+BUDGET = ("max_epochs", *_OWN, "logger", "profiler", "log_every_n_steps", "enable_model_summary", "enable_progress_bar")
 """Keys of ``trainer:`` that say how long and how often, not what the training computes; in no identity."""
-_OWN = (*BUDGET[1:], "max_nonfinite")
 _CRITERIA = [["valid/loss", 5, "min"]]
 
 

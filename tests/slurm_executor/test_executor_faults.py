@@ -72,7 +72,9 @@ def test_node_dies_and_slurm_requeues(accounted: Cluster, node_runs):
     """The plugin reports an error for a job that will run again, and sends no job any more ("--exclude=None assigned")."""
     ours, plain, _ = node_runs
     (job,) = ours.jobs
-    until(lambda: accounted.job(job)["JobState"] == "PENDING", "SLURM requeues the job")
+    until(
+        lambda: accounted.job(job)["Restarts"] == "1" or accounted.job(job)["JobState"] == "PENDING", "it is requeued"
+    )
     accounted.command(f"scontrol update JobId={job} StartTime=now")  # SLURM waits two minutes
     assert ours.ends() == 0
     assert ours.content("once.txt") == "done\n"

@@ -208,3 +208,22 @@ def test_patience_counts_from_the_first_best_epoch():
     assert epochs_to_train(history, 3, 2, criteria) == 3
     with pytest.raises(UserError, match="valid/wer"):
         epochs_to_train(history, 10, 2, [["valid/wer", 1, "min"]])
+
+
+def test_sorted_pools_hold_everything_once_with_little_padding():
+    from types import SimpleNamespace
+
+    from espnet3.trainer.batches import SortedPools
+
+    rng = torch.Generator().manual_seed(0)
+    durations = (torch.rand(2000, generator=rng) * 4 + 1).tolist() + [30.0]
+    dataset = SimpleNamespace(cuts=[SimpleNamespace(duration=d) for d in durations])
+    sampler = SortedPools(dataset, max_duration=25.0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    assert first == again != list(sampler)
+    assert sorted(i for batch in first for i in batch) == list(range(2001))
+    padded = [len(b) * max(durations[i] for i in b) for b in first]
+    assert [b for b, size in zip(first, padded, strict=True) if size > 25.0] == [[2000]]
+    assert sum(durations) / sum(padded) > 0.98
+    assert sum(size < 15.0 for size in padded) < 0.05 * len(padded)
