@@ -7,7 +7,10 @@ engines, shard counts and retries leave the bytes alone is a tested contract, so
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 from espnet3.config.instantiate import ALLOWED
 from espnet3.config.signature import module_file
+from espnet3.io import write_json
 
 INFRASTRUCTURE = ("espnet3", "espnet3.__main__", "espnet3.io", "espnet3.errors", "espnet3.config", "espnet3.parallel")
 
@@ -68,34 +72,52 @@ def _parents(module: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-@cache
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-@cache
 def imported(path: Path, module: str) -> tuple[str, ...]:
     """Modules that the file at *path* imports, anywhere in it: also the imports inside functions."""
     names = []
-    for node in ast.walk(_parsed(path)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = module.split(".")
-                keep = len(parts) - node.level + (1 if path.name == "__init__.py" else 0)
-                base = ".".join(parts[:keep] + ([base] if base else []))
-            names += [base] + [f"{base}.{alias.name}" for alias in node.names]
+    for level, base, *aliases in _facts(path)["imports"]:
+        if level:
+            parts = module.split(".")
+            keep = len(parts) - level + (1 if path.name == "__init__.py" else 0)
+            base = ".".join(parts[:keep] + ([base] if base else []))
+        names += [base, *(f"{base}.{alias}" for alias in aliases)]
     return tuple(sorted({n for n in names if n}))
 
 
-@cache
 def file_digest(path: Path) -> str:
     """Digest of the file's syntax tree without comments, docstrings and layout; equal for one Python version."""
-    tree = _parsed(path)
+    return _facts(path)["digest"]
+
+
+@cache
+def _facts(path: Path) -> dict[str, Any]:
+    """``{"digest", "imports"}`` of a source file.
+
+    Parsing all of espnet3 takes half a CPU second, in every dry run and every cluster job; so what a text parses to is
+    remembered beside Snakemake's own records, under the digest of that text.
+    """
+    source = path.read_bytes()
+    key = hashlib.sha256(sys.version.encode() + source).hexdigest()[:32]
+    remembered = Path(".snakemake/espnet3", key + ".json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        facts = json.loads(remembered.read_text(encoding="utf-8"))
+        return {"digest": facts["digest"], "imports": facts["imports"]}
+    facts = _parse(source, path)
+    if remembered.parent.parent.is_dir():
+        with contextlib.suppress(OSError):
+            write_json(remembered, facts)
+    return facts
+
+
+def _parse(source: bytes, path: Path) -> dict[str, Any]:
+    tree = ast.parse(source, filename=str(path))
+    imports: list[list] = []
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, ast.Import):
+            imports += [[0, alias.name] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append([node.level, node.module or "", *(alias.name for alias in node.names)])
+        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return {"digest": hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], "imports": imports}

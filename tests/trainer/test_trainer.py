@@ -216,7 +216,7 @@ def test_sorted_pools_hold_everything_once_with_little_padding():
     from espnet3.trainer.batches import SortedPools
 
     rng = torch.Generator().manual_seed(0)
-    durations = (torch.rand(2000, generator=rng) * 4 + 1).tolist() + [30.0]
+    durations = [*(torch.rand(2000, generator=rng) * 4 + 1).tolist(), 30.0]
     dataset = SimpleNamespace(cuts=[SimpleNamespace(duration=d) for d in durations])
     sampler = SortedPools(dataset, max_duration=25.0)
     first, again = list(sampler), list(sampler)
