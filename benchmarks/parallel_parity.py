@@ -87,7 +87,7 @@ def decoding(arguments: argparse.Namespace) -> tuple[Job, Callable[[int], list]]
         "tokens": str(root / "tokenizer"),
         "execution": {"accelerator": "cpu"},
     }
-    ids, durations = read_durations(manifest)
+    ids, durations = (values[: arguments.records] for values in read_durations(manifest))
     same = {"keys": ids, "weights": durations, "name": "hyp"}
 
     def make(**settings) -> BaseRunner:
@@ -108,6 +108,7 @@ def preparation(arguments: argparse.Namespace) -> Job:
     limits = {key: data[key] for key in ("sampling_rate", "min_duration", "max_duration")}
     config = {"corpus": str(folder / "corpus.jsonl"), "split": "train", "limits": limits}
     count = sum(record["split"] == "train" for record in read_jsonl(config["corpus"]))
+    count = min(count, arguments.records or count)
 
     def make(**settings) -> BaseRunner:
         return ManifestRunner(ManifestProvider(config), batch_size=64, shards=8, name="cuts", **settings)
@@ -193,6 +194,7 @@ def main() -> int:
     parser.add_argument("--decoding", default="joint", help="a decoding of the experiment (default joint)")
     parser.add_argument("--corpus", default="commands")
     parser.add_argument("--split", default="test", help="the test set to decode (default test)")
+    parser.add_argument("--records", type=int, help="only the first so many of each job (default: all)")
     parser.add_argument("--slurm", action="store_true", help="also on SLURM")
     parser.add_argument("--queue", help="the partition (default: the cluster's own)")
     parser.add_argument("--scratch", default=".", help="where outputs go for a while: a shared disk for --slurm")

@@ -77,6 +77,7 @@ class Decode(Section):
     shards: int = Field(ge=1, le=1000)
     batch_seconds: float = Field(gt=0)
     nbest: int = Field(default=1, ge=1)
+    pre_beam_ratio: float = Field(default=1.5, ge=0)
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ def current_environment() -> dict[str, Any]:
 
 def start_client(config: ParallelConfig, name: str = "run", hook: Hook | None = None) -> distributed.Client:
     """A client with a cluster of its own, which :func:`close_client` ends."""
-    if logging.getLogger("distributed").level == logging.NOTSET:
+    if logging.getLogger("distributed").level in (logging.NOTSET, logging.INFO):  # as it is set by default
         logging.getLogger("distributed").setLevel(logging.WARNING)  # its INFO is a diary
     # a deadly record takes a few deaths to be found, and the tasks beside it are blamed for each
     with dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}):

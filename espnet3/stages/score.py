@@ -56,4 +56,3 @@ def run(
         *(output, 100 * metrics["wer"], 100 * metrics["cer"], metrics["utterances"], metrics["words"]),
     )
     return metrics
-

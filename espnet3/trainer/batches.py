@@ -42,7 +42,7 @@ class EpochSampler(Sampler):
         self.epoch, self._skip = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning's name for it."""
+        """Let the next iteration be that of *epoch*."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Any]:

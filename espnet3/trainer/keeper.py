@@ -82,6 +82,9 @@ class StateKeeper(pl.Callback):
         self._signal = signum
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.sampler is not None:
+            # Lightning tells samplers, and what is within batch samplers, but not those
+            self.sampler.set_epoch(trainer.current_epoch)
         if (trainer.current_epoch, 0) > self.start:
             self.batch = 0
             # Only now is the epoch before quite done, schedulers included

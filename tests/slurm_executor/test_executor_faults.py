@@ -24,6 +24,8 @@ def wait_until_started(*runs: Run) -> None:
 @pytest.fixture(scope="module")
 def node_runs(accounted: Cluster, start) -> tuple[Run, Run, Run]:
     """Three runs whose jobs were on a node that died."""
+    accounted.configure(SlurmdTimeout=300)  # a busy machine is no dead node
+    accounted.command("scontrol reconfigure")
     ours, plain = begin(accounted, start, "requeued", '"once.txt"', retries=1, status_command="sacct")
     profile = start(
         accounted, "node", "slurm-espnet3", '"once.txt"', retries=1, status_command="squeue", no_requeue=None
@@ -44,7 +46,10 @@ def cancelled_runs(accounted: Cluster, start, node_runs) -> tuple[Run, Run]:
 def short_runs(accounted: Cluster, start, cancelled_runs) -> tuple[Run, Run]:
     wait_until_started(*cancelled_runs)
     shorts = '"short.1.txt", "short.2.txt", "short.3.txt", "short.4.txt"'
-    return begin(accounted, start, "short", shorts, status_command="squeue")
+    return (
+        start(accounted, "short", "slurm-espnet3", shorts, status_command="squeue"),
+        start(accounted, "short", "slurm", '"hold.txt"', status_command="squeue"),
+    )
 
 
 def test_job_cancelled_by_user(accounted: Cluster, cancelled_runs, short_runs):
@@ -103,7 +108,7 @@ def test_job_noticed_soon(short_runs, held_runs):
     for run in (ours, plain):
         run.release()
     assert ours.ends() == 0
-    until(lambda: "(Rule: hold)" in plain.text, "the plugin notices the end of its first job")
+    until(lambda: "(Rule: hold)" in plain.text, "the plugin notices the end of its job")
     late = [ours.noticed("hold"), *(ours.noticed("short", number) for number in range(4))]
     print(f"seconds from a job's end to its notice: ours {late}, the plugin {plain.noticed('hold')}")
     assert 2 * max(late) < plain.noticed("hold") > 10

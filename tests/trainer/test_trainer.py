@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny import RATE, TOKENIZER, config, make_trainer, model_node, utterances
@@ -208,6 +209,40 @@ def test_patience_counts_from_the_first_best_epoch():
     assert epochs_to_train(history, 3, 2, criteria) == 3
     with pytest.raises(UserError, match="valid/wer"):
         epochs_to_train(history, 10, 2, [["valid/wer", 1, "min"]])
+
+
+class Seen(pl.Callback):
+    """The utterances of each batch, by epoch."""
+
+    def __init__(self):
+        self.epochs: dict[int, list] = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.epochs.setdefault(trainer.current_epoch, []).append(tuple(batch[0]))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        {"sampler": {"_target_": "lhotse.dataset.DynamicBucketingSampler", "max_duration": 4.0, "num_buckets": 3}},
+        {"sampler": {"_target_": "espnet3.trainer.batches.SortedPools", "max_duration": 4.0, "pool": 3}},
+        {"batch_size": 6},
+    ],
+    ids=["lhotse", "pools", "batch_size"],
+)
+def test_each_epoch_has_its_own_order_also_after_an_interruption(tmp_path, loader):
+    def trained(folder, epochs: int) -> dict[int, list]:
+        trainer = make_trainer(folder, epochs)
+        trainer.config["dataloader"]["train"] = loader
+        trainer.extra_callbacks.append(seen := Seen())
+        trainer.fit()
+        return seen.epochs
+
+    whole = trained(tmp_path / "whole", 3)
+    assert len({tuple(batches) for batches in whole.values()}) == 3
+    assert all(len({uid for batch in batches for uid in batch}) == 48 for batches in whole.values())
+    first, rest = trained(tmp_path / "parts", 1), trained(tmp_path / "parts", 3)
+    assert first | rest == whole
 
 
 def test_sorted_pools_hold_everything_once_with_little_padding():
