@@ -103,6 +103,7 @@ class Parallel(Section):
     n_workers: int = Field(ge=1)
     options: dict[str, Any] = {}
     submit: Target | None = None
+    allow: list[str] = []
 
 
 class Execution(Section):

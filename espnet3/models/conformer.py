@@ -54,6 +54,8 @@ class ConvolutionModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
+    """Half a feed-forward, self-attention, convolution, half a feed-forward, each added to its input; layer norm."""
+
     def __init__(
         self, size: int, heads: int, hidden: int, kernel: int, dropout: float, attention_dropout: float, norm: str
     ):

@@ -45,6 +45,8 @@ class DecoderCache:
 
 
 class DecoderBlock(nn.Module):
+    """Causal self-attention, attention over the memory, feed-forward; normalised before each."""
+
     def __init__(self, size: int, heads: int, hidden: int, memory_size: int, dropout: float):
         super().__init__()
         self.norm_self = nn.LayerNorm(size)
