@@ -85,11 +85,13 @@ def load_configs(
 
 
 def _compose(name: str, overrides: list[str], config_dir: str | os.PathLike) -> dict[str, Any]:
-    return copy.deepcopy(_composed(name, tuple(overrides), str(config_dir)))
+    files = sorted(Path(config_dir).rglob("*.yaml"))
+    stamps = tuple((str(path), path.stat().st_mtime_ns) for path in files)
+    return copy.deepcopy(_composed(name, tuple(overrides), str(config_dir), stamps))
 
 
 @lru_cache(maxsize=256)
-def _composed(name: str, overrides: tuple[str, ...], config_dir: str) -> dict[str, Any]:
+def _composed(name: str, overrides: tuple[str, ...], config_dir: str, stamps: tuple) -> dict[str, Any]:
     where = f"{config_dir}/{name}.yaml"
     try:
         with initialize_config_dir(str(Path(config_dir).resolve()), version_base="1.3"):
