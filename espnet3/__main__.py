@@ -220,6 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"espnet3: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("espnet3"):
+            raise
+        print(f"espnet3: there is no package '{error.name}' here; activate .venv, or run make install", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         return 1
     return 0
