@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
-
-# Sums are kept in fixed point: adding integers has no order, so any number of shards merges to the same bytes
-SCALE = 2.0**16
 
 
 def run_shard(
@@ -21,65 +17,44 @@ def run_shard(
     of: int,
     output: str | os.PathLike,
     execution: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
 ) -> None:
     """Count, sum and sum of squares of the features of shard *shard* (from 1) of *of*, and each utterance's frames.
 
     Args:
         conf: ``data.sampling_rate`` and ``model.frontend``.
         output: npz: ``ids, lengths, sum, sum_square`` (fixed point, int64), ``shard, of``.
+        parallel: where the runner runs; None: in this process, the shards being what runs in parallel.
 
     Raises:
         UserError: an utterance cannot be read, or its features are not finite.
     """
     import numpy as np
-    import torch
 
-    from espnet3.config.instantiate import instantiate
-    from espnet3.data.dataset import ESPnet3Dataset
     from espnet3.data.manifest import read_durations
     from espnet3.errors import UserError
     from espnet3.parallel import plan_shards
+    from espnet3.trainer.statistics import StatsProvider, StatsRunner
 
     ids, durations = read_durations(manifest)
     if not 1 <= shard <= of:
         raise UserError(f"stats: there is no shard {shard} of {of}")
     mine = plan_shards(ids, durations, of)[shard - 1]
-    # One utterance at a time and one thread: its sums must not depend on what else is in a batch
-    torch.set_num_threads(1)
-    frontend = instantiate(conf["model"]["frontend"]).eval()
-    dataset = ESPnet3Dataset(manifest)
-    total = np.zeros(frontend.output_size, dtype=np.int64)
-    square = np.zeros_like(total)
-    lengths = []
-    start = said = time.monotonic()
-    audio = 0.0
-    with torch.inference_mode():
-        for done, index in enumerate(mine, 1):
-            uid, data = dataset[index]
-            speech = torch.as_tensor(data["speech"]).unsqueeze(0)
-            feats, frames = frontend(speech, torch.tensor([speech.size(1)]))
-            feats = feats[0, : int(frames[0])].double()
-            sums = feats.sum(0), feats.square().sum(0)
-            if not all(torch.isfinite(s).all() for s in sums):
-                raise UserError(f"{manifest}: utterance {uid} has features that are not finite; look at its audio")
-            total += np.rint(sums[0].numpy() * SCALE).astype(np.int64)
-            square += np.rint(sums[1].numpy() * SCALE).astype(np.int64)
-            lengths.append(int(frames[0]))
-            audio += durations[index]
-            if time.monotonic() - said > 10 or done == len(mine):
-                said = time.monotonic()
-                speed = audio / max(said - start, 1e-9)
-                log.info(
-                    "stats, shard %d of %d: %d/%d utterances, %.0f s of audio/s", shard, of, done, len(mine), speed
-                )
+    provider = StatsProvider({"manifest": str(manifest), "frontend": conf["model"]["frontend"]})
+    name = f"stats, shard {shard} of {of}"
+    found = StatsRunner(provider, keys=ids, weights=durations, parallel=parallel or {"env": "local"}, name=name)(mine)
+    width = {len(record["sum"]) for record in found} or {0}
+    sums = {
+        key: np.array([record[key] for record in found], dtype=np.int64).reshape(len(found), *width).sum(0)
+        for key in ("sum", "sum_square")
+    }
     _write(
         output,
-        ids=np.array([ids[i] for i in mine], dtype=np.str_),
-        lengths=np.array(lengths, dtype=np.int64),
-        sum=total,
-        sum_square=square,
+        ids=np.array([record["id"] for record in found], dtype=np.str_),
+        lengths=np.array([record["frames"] for record in found], dtype=np.int64),
         shard=np.int64(shard),
         of=np.int64(of),
+        **sums,
     )
 
 
@@ -94,6 +69,7 @@ def merge(shards: Sequence[str | os.PathLike], output: str | os.PathLike) -> Non
     import numpy as np
 
     from espnet3.errors import UserError
+    from espnet3.trainer.statistics import SCALE
 
     parts = []
     for path in shards:
