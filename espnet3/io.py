@@ -96,23 +96,32 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[dict]) -> int:
     return count
 
 
-def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
-    """Each line's object, lazily. Raises UserError naming the line that is not JSON, or a file that is cut short."""
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """``(number, line)`` of a UTF-8 text, lazily (gzip where the name ends in .gz); numbers from 1.
+
+    Raises:
+        UserError: the file is absent, cut short or not UTF-8.
+    """
     try:
         with (
             gzip.open(path, "rt", encoding="utf-8")
             if str(path).endswith(".gz")
             else open(path, encoding="utf-8") as lines
         ):
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+            yield from enumerate(lines, 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged file ({error})") from None
+
+
+def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
+    """Each line's object, lazily. Raises UserError naming the line that is not JSON, or a file that is cut short."""
+    for number, line in read_lines(path):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
 
 
 def sha256_file(path: str | os.PathLike) -> str:

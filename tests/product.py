@@ -77,8 +77,7 @@ def copy_product(root: Path) -> Project:
     return Project(root)
 
 
-# small enough to train in seconds; its WER says that the chain is whole, not that the model is good
-TINY = """
+DEFAULTS = """
 defaults:
   - recipe: base
   - data: commands
@@ -88,6 +87,12 @@ defaults:
   - decode: joint
   - parallel: local
   - _self_
+"""
+
+# small enough to train in seconds; its WER says that the chain is whole, not that the model is good
+TINY = (
+    DEFAULTS
+    + """\
 data:
   corpus: tiny
   builder: {hours: 0.03, minutes_valid: 0.3, test_utterances: 6}
@@ -97,6 +102,7 @@ model:
 trainer: {max_epochs: 2}
 decode: {beam: 2, shards: 2, average: valid.loss.ave_2best}
 """
+)
 
 
 def tiny_project(root: Path) -> Project:

@@ -80,7 +80,8 @@ class Experiment:
         nothing missing, and does nothing.
         """
         conf = [f"{self.root}/conf/{stage}.json" for stage in ("tokenizer", "stats", "train", "average", "score")]
-        data = [self.manifest(s) for s in dict.fromkeys(Path(m).name.removesuffix(".jsonl.gz") for m in self._data())]
+        manifests = (self.train_manifest, self.valid_manifest, *(self.manifest(t) for t in self.test_sets))
+        data = list(dict.fromkeys(manifests))
         own: dict[str, list[str]] = {
             "manifests": [f"data/{self.corpus}/conf/{s}.json" for s in ("corpus", "manifest")]
             + [f"data/{self.corpus}/corpus.jsonl"]
@@ -104,9 +105,6 @@ class Experiment:
         stages = ["tokenizer", "stats", "train", "average", *(f"decode.{name}" for name in self.decodings), "score"]
         own = [(stage, f"{self.root}/conf/{stage}.json") for stage in [*stages, "report", "pack"]]
         return [(stage, f"data/{self.corpus}/conf/{stage}.json") for stage in ("corpus", "manifest")] + own
-
-    def _data(self) -> list[str]:
-        return [self.train_manifest, self.valid_manifest, *(self.manifest(t) for t in self.test_sets)]
 
     def slice_text(self, stage: str) -> str:
         """Content of ``conf/<stage>.json``.

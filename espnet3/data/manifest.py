@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import gzip
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3.data.wavheader import BadAudio, read_header
 from espnet3.errors import UserError
-from espnet3.io import atomic_gzip, read_jsonl, write_jsonl
+from espnet3.io import atomic_gzip, read_jsonl, read_lines, write_jsonl
 from espnet3.parallel import BaseRunner, EnvironmentProvider, ParallelConfig
 
 if TYPE_CHECKING:
@@ -51,28 +50,18 @@ def read_durations(path: str | os.PathLike) -> tuple[list[str], list[float]]:
     """
     ids: list[str] = []
     durations: list[float] = []
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if str(path).endswith(".gz")
-            else open(path, encoding="utf-8") as lines
-        ):
-            for number, line in enumerate(lines, 1):
-                match = _HEAD.match(line)
-                if match and "\\" not in match[1]:
-                    ids.append(match[1])
-                    durations.append(float(match[2]))
-                    continue
-                try:
-                    cut = json.loads(line)
-                    ids.append(cut["id"])
-                    durations.append(float(cut["duration"]))
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    raise UserError(f"{path}:{number}: not a Lhotse cut (it needs 'id' and 'duration')") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged file ({error})") from None
+    for number, line in read_lines(path):
+        match = _HEAD.match(line)
+        if match and "\\" not in match[1]:
+            ids.append(match[1])
+            durations.append(float(match[2]))
+            continue
+        try:
+            cut = json.loads(line)
+            ids.append(cut["id"])
+            durations.append(float(cut["duration"]))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}:{number}: not a Lhotse cut (it needs 'id' and 'duration')") from None
     return ids, durations
 
 

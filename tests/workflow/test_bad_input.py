@@ -7,23 +7,17 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from product import Project
+from product import DEFAULTS, Project
 
-OWN = """
-defaults:
-  - recipe: base
-  - data: commands
-  - tokenizer: char
-  - model: conformer_small
-  - trainer: small
-  - decode: joint
-  - parallel: local
-  - _self_
+OWN = (
+    DEFAULTS
+    + """\
 data:
   corpus: own
   test: [test]
   max_rejected: {limit}
 """
+)
 
 
 def write_own(project: Project, limit: float) -> list[dict]:
