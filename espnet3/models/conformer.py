@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet3.errors import UserError
-from espnet3.models.layers import FeedForward, SelfAttention, length_mask, rotations
+from espnet3.models.encoder import Encoder, begin_small
+from espnet3.models.layers import FeedForward, SelfAttention, depthwise
 from espnet3.models.subsampling import ConvSubsampling
 
 
@@ -25,9 +26,6 @@ class FrameBatchNorm(nn.BatchNorm1d):
         return super().forward(frames).view_as(x)
 
 
-BRANCH_SCALE = 0.2
-"""Of the usual initial weights, in the last layer of each residual branch."""
-
 _NORMS = {"batch": FrameBatchNorm, "layer": nn.LayerNorm}
 
 
@@ -36,12 +34,10 @@ class ConvolutionModule(nn.Module):
 
     def __init__(self, size: int, kernel: int, dropout: float, norm: str = "batch"):
         super().__init__()
-        if kernel % 2 == 0:
-            raise UserError(f"model.encoder.kernel: must be odd, not {kernel}")
         if norm not in _NORMS:
             raise UserError(f"model.encoder.norm: unknown '{norm}'; known: {', '.join(_NORMS)}")
         self.expand = nn.Linear(size, 2 * size)
-        self.depthwise = nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=size)
+        self.depthwise = depthwise(size, kernel)
         self.norm = _NORMS[norm](size)
         self.reduce = nn.Linear(size, size)
         self.dropout = nn.Dropout(dropout)
@@ -70,11 +66,7 @@ class ConformerBlock(nn.Module):
         self.second = FeedForward(size, hidden, dropout)
         self.norm_out = nn.LayerNorm(size)
         self.dropout = nn.Dropout(dropout)
-        # Branches that begin small leave the first steps to the direct path: CTC's plateau of blanks ends sooner
-        for last in (self.first[2], self.attention.out, self.convolution.reduce, self.second[2]):
-            with torch.no_grad():
-                last.weight.mul_(BRANCH_SCALE)
-                last.bias.zero_()
+        begin_small(self.first[2], self.attention.out, self.convolution.reduce, self.second[2])
 
     def forward(self, x: Tensor, turn: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
         x = torch.add(x, self.first(self.norm_first(x)), alpha=0.5)
@@ -84,7 +76,7 @@ class ConformerBlock(nn.Module):
         return self.norm_out(x)
 
 
-class ConformerEncoder(nn.Module):
+class ConformerEncoder(Encoder):
     """Subsampling and a stack of Conformer blocks.
 
     Args:
@@ -93,6 +85,7 @@ class ConformerEncoder(nn.Module):
         heads, hidden, blocks, kernel: attention heads, feed-forward width, number of blocks, depthwise kernel in frames.
         subsampling: feature frames for each output frame (2, 4, 6 or 8); subsampling_channels: of its convolutions.
         norm: within the convolution module: ``batch`` (as in the paper; learns faster) or ``layer``.
+        checkpointing: compute each block's activations again in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -108,27 +101,16 @@ class ConformerEncoder(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         norm: str = "batch",
+        checkpointing: bool = False,
     ):
-        super().__init__()
-        self.input_size = input_size
-        self.output_size = output_size
-        self.heads = heads
-        self.subsampling = ConvSubsampling(input_size, output_size, subsampling, subsampling_channels, dropout)
-        self.blocks = nn.ModuleList(
-            ConformerBlock(output_size, heads, hidden, kernel, dropout, attention_dropout, norm) for _ in range(blocks)
+        super().__init__(
+            ConvSubsampling(input_size, output_size, subsampling, subsampling_channels, dropout),
+            (
+                ConformerBlock(output_size, heads, hidden, kernel, dropout, attention_dropout, norm)
+                for _ in range(blocks)
+            ),
+            input_size=input_size,
+            output_size=output_size,
+            heads=heads,
+            checkpointing=checkpointing,
         )
-
-    def lengths(self, frames: Tensor) -> Tensor:
-        """Output lengths of utterances of *frames* feature frames."""
-        return self.subsampling.lengths(frames)
-
-    def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, T, F), lengths (B,) -> (B, T', D), lengths; independent of padding and of the rest of the batch."""
-        x, lengths = self.subsampling(feats, lengths)
-        valid = length_mask(lengths, x.size(1))
-        inside = valid.unsqueeze(2).to(x.dtype)
-        mask = valid[:, None, None, :]
-        turn = rotations(torch.arange(x.size(1), device=x.device), x.size(2) // self.heads)
-        for block in self.blocks:
-            x = block(x, turn, mask, inside)
-        return x, lengths

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet3.errors import UserError
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Lengths (B,) -> bool (B, size), True inside."""
@@ -92,3 +94,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, size: int, hidden: int, dropout: float = 0.0):
         super().__init__(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, size), nn.Dropout(dropout))
+
+
+def depthwise(size: int, kernel: int, name: str = "kernel") -> nn.Conv1d:
+    """A convolution over time that keeps channels apart and the length as it is; *kernel* is odd."""
+    if kernel % 2 == 0:
+        raise UserError(f"model.encoder.{name}: must be odd, not {kernel}")
+    return nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=size)

@@ -8,8 +8,9 @@ import torch
 from espnet3.errors import UserError
 from espnet3.models.asr import ASRModel
 from espnet3.models.conformer import ConformerEncoder
-from espnet3.models.ctc import frames_needed
+from espnet3.models.ctc import consistency_loss, frames_needed
 from espnet3.models.decoder import TransformerDecoder
+from espnet3.models.ebranchformer import EBranchformerEncoder
 from espnet3.models.frontend import Fbank
 from espnet3.models.specaug import SpecAugment
 
@@ -18,17 +19,12 @@ VOCAB = 12
 
 def small(norm: str = "batch", subsampling: int = 4, **kwargs) -> ASRModel:
     torch.manual_seed(0)
-    encoder = ConformerEncoder(
-        input_size=40,
-        output_size=32,
-        heads=2,
-        hidden=64,
-        blocks=2,
-        kernel=7,
-        subsampling=subsampling,
-        subsampling_channels=8,
-        norm=norm,
-    )
+    shape = {"input_size": 40, "output_size": 32, "heads": 2, "hidden": 64, "blocks": 2, "kernel": 7}
+    shape |= {"subsampling": subsampling, "subsampling_channels": 8}
+    if norm == "ebranchformer":
+        encoder = EBranchformerEncoder(**shape, gated=48, merge_kernel=5)
+    else:
+        encoder = ConformerEncoder(**shape, norm=norm)
     decoder = TransformerDecoder(size=32, heads=2, hidden=64, blocks=2)
     return ASRModel(VOCAB, Fbank(16000, 40), encoder, decoder, SpecAugment(freq_width=8), **kwargs)
 
@@ -48,8 +44,9 @@ def batch() -> dict[str, torch.Tensor]:
     }
 
 
-def test_every_parameter_learns(batch):
-    model = small().train()
+@pytest.mark.parametrize("norm", ["batch", "ebranchformer"])
+def test_every_parameter_learns(batch, norm):
+    model = small(norm, intermediate=[1], self_conditioning=True).train()
     loss, stats, weight = model(**batch)
     loss.backward()
     assert int(weight) == 3
@@ -79,8 +76,7 @@ def test_it_can_learn_one_batch_by_heart(batch):
         assert best[best > 0].tolist() == text[:m].tolist()
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-@pytest.mark.parametrize("subsampling", [2, 4, 6, 8])
+@pytest.mark.parametrize("subsampling, norm", [(2, "batch"), (4, "layer"), (6, "ebranchformer"), (8, "batch")])
 def test_an_utterance_does_not_depend_on_its_batch_or_padding(batch, norm, subsampling):
     model = small(norm, subsampling)
     model.train()
@@ -199,3 +195,77 @@ def test_ctc_only_model_trains(batch):
     loss, stats, _ = model(**batch)
     loss.backward()
     assert "loss_att" not in stats and torch.isfinite(loss)
+
+
+def test_intermediate_ctc_weighs_in_and_changes_nothing_at_inference(batch):
+    plain, between = small(label_smoothing=0.0), small(label_smoothing=0.0, intermediate=[1], intermediate_weight=0.25)
+    for model in (plain, between):
+        model.specaug = None
+        model.encoder.eval()
+        for module in model.encoder.modules():
+            module.dropout = (
+                torch.nn.Identity() if isinstance(getattr(module, "dropout", None), torch.nn.Dropout) else 0.0
+            )
+    with torch.no_grad():
+        _, without, _ = plain.train(False)(**batch)
+        between.training = True
+        loss, stats, _ = between(**batch)
+        expected = 0.3 * (0.75 * stats["loss_ctc"] + 0.25 * stats["loss_interctc"]) + 0.7 * stats["loss_att"]
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(stats["loss_ctc"], without["loss_ctc"])
+        torch.testing.assert_close(between.eval()(**batch)[0], without["loss"])
+
+
+def test_self_conditioning_acts_at_inference_too(batch):
+    model = small(intermediate=[1], self_conditioning=True).eval()
+    with torch.no_grad():
+        first, _ = model.encode(batch["speech"], batch["speech_lengths"])
+        model.condition.weight.mul_(5)
+        second, _ = model.encode(batch["speech"], batch["speech_lengths"])
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_consistency_is_zero_for_equal_views_and_its_gradient_draws_them_together():
+    torch.manual_seed(0)
+    logits, lengths = torch.randn(4, 7, 5, requires_grad=True), torch.tensor([7, 4, 7, 4])
+    one = logits.detach()[:2].log_softmax(-1)
+    assert consistency_loss(torch.cat([one, one]), lengths).abs().max() < 1e-6
+    before = consistency_loss(logits.log_softmax(-1), lengths)
+    probs, other = logits.detach().log_softmax(-1).chunk(2)
+    divergence = (probs.exp() * (probs - other) + other.exp() * (other - probs)).sum(-1)
+    expected = torch.stack([divergence[0].sum(), divergence[1, :4].sum()]) / 2
+    torch.testing.assert_close(before, expected)
+    before.sum().backward()
+    after = consistency_loss((logits - 0.1 * logits.grad).log_softmax(-1), lengths)
+    assert (after < before).all() and not logits.grad[1, 4:].any()
+
+
+def test_two_views_of_each_utterance_train_together(batch):
+    model = small(consistency_weight=0.2).train()
+    torch.manual_seed(1)
+    loss, stats, weight = model(**batch)
+    loss.backward()
+    assert int(weight) == 3 and stats["loss_cr"] > 0
+    expected = 0.3 * (stats["loss_ctc"] + 0.2 * stats["loss_cr"]) + 0.7 * stats["loss_att"]
+    torch.testing.assert_close(stats["loss"], expected)
+    assert "loss_cr" not in model.eval()(**batch)[1]
+    with pytest.raises(UserError, match="consistency_weight"):
+        ASRModel(VOCAB, Fbank(16000, 40), ConformerEncoder(40, 32, 2, 64, 1, 7), ctc_weight=1.0, consistency_weight=0.2)
+
+
+@pytest.mark.parametrize("norm", ["layer", "ebranchformer"])
+def test_checkpointing_changes_no_gradient(batch, norm):
+    gradients = []
+    for checkpointing in (False, True):
+        model = small(norm).train()
+        model.encoder.checkpointing = checkpointing
+        torch.manual_seed(1)
+        model(**batch)[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match=r"intermediate: block 2"):
+        small(intermediate=[2])
