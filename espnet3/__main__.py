@@ -15,15 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet3.config.alive import end_with_run
 from espnet3.errors import UserError
-from espnet3.io import read_json
+from espnet3.io import FULL_DISK, read_json
 
 # commands that parse their own arguments: `module:function`
 FORWARDED = {
     "shards": ("espnet3.parallel.cli", "detached shard jobs: status, collect, resubmit, cancel"),
     "transcribe": ("espnet3.inference.transcribe", "transcribe audio files with a packed model"),
+    "new": ("espnet3.data.new", "look at a corpus and write an experiment for it"),
+    "convert": ("espnet3.data.convert", "write a corpus in another format"),
     "why": ("espnet3.config.why", "what a target would make again, and why"),
     "table": ("espnet3.report.table", "print the WER table of metrics.json files"),
+    "compare": ("espnet3.report.compare", "whether two decodings differ: intervals and matched pairs"),
+    "import-espnet2": ("espnet3.stages.espnet2", "make a packed model of one that ESPnet2 trained"),
 }
 
 
@@ -70,22 +75,32 @@ def stats_merge(a: argparse.Namespace) -> None:
 
 def train(a: argparse.Namespace) -> None:
     from espnet3.stages import train as stage
+    from espnet3.trainer.launch import on_all_nodes, this_command
 
     execution = a.execution.get("execution", {})
+    status = on_all_nodes(execution, this_command())
+    if status is not None:
+        sys.exit(status)
     stage.run(_conf(a.conf), a.train, a.valid, a.tokens, a.cmvn, a.output_dir, execution)
 
 
 def average(a: argparse.Namespace) -> None:
     from espnet3.stages import average as stage
 
-    stage.run(a.index, a.monitor, a.k, a.output)
+    stage.run(a.index, a.monitor, a.k, a.output, a.epochs)
+
+
+def lm(a: argparse.Namespace) -> None:
+    from espnet3.stages import lm as stage
+
+    stage.run(_conf(a.conf), a.train, a.valid, a.tokens, a.output_dir, a.execution.get("execution", {}))
 
 
 def decode(a: argparse.Namespace) -> None:
     from espnet3.stages import decode as stage
 
     execution = a.execution.get("execution", {})
-    stage.run_shard(_conf(a.conf), a.manifest, a.weights, a.tokens, a.shard, a.of, a.output, execution)
+    stage.run_shard(_conf(a.conf), a.manifest, a.weights, a.tokens, a.shard, a.of, a.output, execution, a.encoded, a.lm)
 
 
 def decode_merge(a: argparse.Namespace) -> None:
@@ -97,7 +112,7 @@ def decode_merge(a: argparse.Namespace) -> None:
 def score(a: argparse.Namespace) -> None:
     from espnet3.stages import score as stage
 
-    stage.run(_conf(a.conf), a.manifest, a.hypotheses, a.output_dir)
+    stage.run(_conf(a.conf), a.manifest, a.hypotheses, a.output_dir, a.tokens)
 
 
 def report(a: argparse.Namespace) -> None:
@@ -109,7 +124,7 @@ def report(a: argparse.Namespace) -> None:
 def pack(a: argparse.Namespace) -> None:
     from espnet3.stages import pack as stage
 
-    stage.run(_conf(a.conf), a.weights, a.tokens, a.metrics, a.output_dir, a.experiment)
+    stage.run(_conf(a.conf), a.weights, a.tokens, a.metrics, a.output_dir, a.experiment, a.train)
 
 
 def check(a: argparse.Namespace) -> None:
@@ -156,19 +171,26 @@ def _parser() -> argparse.ArgumentParser:
     command(stats_merge, "merge shard statistics into CMVN", "output").add_argument("shards", nargs="+")
     sub = command(train, "train, or go on training", "conf", "train", "valid", "tokens", "cmvn", "output-dir")
     execution(sub)
-    command(average, "average the K best checkpoints", "index", "monitor", "k", "output")
+    sub = command(average, "average the K best checkpoints, or a range of epochs", "index", "output")
+    sub.add_argument("--monitor", default=None, help="such as valid.loss, or last")
+    sub.add_argument("--k", type=int, default=None, help="how many checkpoints")
+    sub.add_argument("--epochs", default=None, metavar="FIRST-LAST", help="in place of both, such as 3-8")
+    execution(command(lm, "train the language model", "conf", "train", "valid", "tokens", "output-dir"))
     sub = command(decode, "decode one shard", "conf", "manifest", "weights", "tokens", "shard", "of", "output")
+    sub.add_argument("--encoded", default=None, help="folder where decodings of one model share its encoder output")
+    sub.add_argument("--lm", default=None, help="the language model's weights, for decode.lm_weight (.safetensors)")
     execution(sub)
     command(decode_merge, "merge shards in the manifest's order", "manifest", "output").add_argument(
         "shards", nargs="+"
     )
-    command(score, "WER, CER, alignments", "conf", "manifest", "hypotheses", "output-dir")
+    sub = command(score, "WER, CER, alignments", "conf", "manifest", "hypotheses", "output-dir")
+    sub.add_argument("--tokens", default=None, help="the tokenizer's folder, for the token error rate")
     sub = command(report, "one self-contained HTML page", "conf", "experiment", "index", "output")
     sub.add_argument("--benchmarks", default=None, help="folder of Snakemake's benchmark tables")
     sub.add_argument("metrics", nargs="+")
-    command(
-        pack, "a model folder for from_pretrained", "conf", "experiment", "weights", "tokens", "output-dir"
-    ).add_argument("metrics", nargs="+")
+    sub = command(pack, "a model folder for from_pretrained", "conf", "experiment", "weights", "tokens", "output-dir")
+    sub.add_argument("--train", default=None, help="training manifest: how long the model's utterances were")
+    sub.add_argument("metrics", nargs="+")
     sub = command(check, "check experiments' configuration")
     sub.add_argument("experiments", nargs="*", help="default: all")
     sub.add_argument("--overrides", default="", help='such as "decode.beam=4"')
@@ -192,8 +214,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"help": "the tokenizer's folder"},
     "cmvn": {"help": "cmvn.npz"},
     "index": {"help": "checkpoints.json"},
-    "monitor": {"help": "such as valid.loss"},
-    "k": {"type": int, "help": "how many checkpoints"},
     "weights": {"help": "averaged model (.safetensors)"},
     "hypotheses": {"help": "hyp.jsonl"},
     "experiment": {"help": "the experiment's name"},
@@ -212,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    end_with_run()
     try:
         if argv and argv[0] in FORWARDED:
             return int(importlib.import_module(FORWARDED[argv[0]][0]).main(argv[1:]) or 0)
@@ -227,6 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"espnet3: {error.filename}: {error.strerror}; free some space, then run again", file=sys.stderr)
+        return 2
     return 0
 
 

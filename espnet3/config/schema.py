@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from espnet3.config.batch_types import check_batch_type
+from espnet3.config.decoding import resolve_variants
 from espnet3.config.signature import check_targets, parameters
+from espnet3.config.tasks import expand_task
 from espnet3.errors import UserError, did_you_mean
 
 Target = dict[str, Any]
@@ -67,17 +70,22 @@ class Stats(Section):
 class Decode(Section):
     """Decodings: the keys that all share, and ``variants``, a folder of results for each."""
 
-    method: Literal["joint", "attention", "ctc_greedy", "ctc_beam"]
+    method: Literal["joint", "attention", "ctc_greedy", "ctc_beam", "transducer_greedy", "transducer_beam"]
     beam: int = Field(ge=1)
     ctc_weight: float = Field(ge=0, le=1)
     length_bonus: float
-    maxlenratio: float = Field(ge=0)
-    minlenratio: float = Field(ge=0)
-    average: str = Field(pattern=r"^[\w.]+\.ave_[1-9][0-9]*best$")
+    maxlenratio: float
+    minlenratio: float
+    average: str = Field(pattern=r"^([\w.]+\.ave_[1-9][0-9]*best|epochs_[1-9][0-9]*-[1-9][0-9]*)$")
     shards: int = Field(ge=1, le=1000)
     batch_seconds: float = Field(gt=0)
     nbest: int = Field(default=1, ge=1)
     pre_beam_ratio: float = Field(default=1.5, ge=0)
+    slots: int = Field(default=0, ge=0)
+    lm_weight: float = Field(default=0.0, ge=0)
+    ngram: str | None = None
+    ngram_weight: float = Field(default=0.0, ge=0)
+    timestamps: bool = False
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -90,10 +98,31 @@ class Decode(Section):
         return self
 
 
-class Score(Section):
-    """How words are compared."""
+class LanguageModel(Section):
+    """A Transformer language model of the experiment's own, for ``decode.lm_weight``."""
 
-    normalize: Literal["none", "basic"] = "none"
+    model: Target
+    transcripts: bool = True
+    text: str | None = None
+    batch_size: int = Field(default=32, ge=1)
+    average: int = Field(default=3, ge=1)
+    optimizer: Target
+    scheduler: Target | None = None
+    trainer: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _text(self):
+        if not self.transcripts and self.text is None:
+            raise ValueError("transcripts: false needs text, a file of sentences")
+        return self
+
+
+class Score(Section):
+    """How words are compared, and what is drawn anew for the confidence intervals."""
+
+    normalize: Literal["none", "basic", "whisper"] = "none"
+    bootstrap: Literal["utterance", "speaker", "none"] = "utterance"
+    bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
 
 
 class Parallel(Section):
@@ -107,13 +136,14 @@ class Parallel(Section):
 
 
 class Execution(Section):
-    """How training runs: loader workers and Lightning's devices."""
+    """How training runs (loader workers and Lightning's devices), and whether decodings share one encoder pass."""
 
     num_workers: int = Field(ge=0)
     accelerator: str
     devices: int | str | list[int]
     num_nodes: int = Field(ge=1)
     strategy: str | Target
+    share_encoder: bool = True
 
 
 class Experiment(Section):
@@ -125,11 +155,15 @@ class Experiment(Section):
     tokenizer: TokenizerSection
     stats: Stats
     model: Target
-    optimizer: Target
-    scheduler: Target | None
+    init: str | dict[str, Any] | None = None
+    optimizer: Target | None = None
+    scheduler: Target | None = None
+    optimizers: dict[str, dict[str, Any]] | None = None
+    schedulers: dict[str, Target] | None = None
     dataloader: dict[str, dict[str, Any]]
     trainer: dict[str, Any]
     best_model_criterion: list[tuple[str, int, Literal["min", "max"]]] = Field(min_length=1)
+    lm: LanguageModel | None = None
     decode: Decode
     score: Score
     parallel: Parallel
@@ -156,13 +190,47 @@ class Experiment(Section):
         for key in section:
             if key not in ("train", "valid"):
                 raise ValueError(f"unknown key '{key}'{did_you_mean(key, ('train', 'valid'))}")
+            if isinstance(section[key].get("sampler"), dict):
+                try:
+                    check_batch_type(section[key]["sampler"], f"{key}.sampler")
+                except UserError as error:
+                    raise ValueError(str(error)) from None
         return section
+
+    @model_validator(mode="after")
+    def _optimisers(self):
+        if (self.optimizer is None) == (self.optimizers is None):
+            raise ValueError("give either optimizer, or optimizers by name")
+        if self.optimizers is not None and self.scheduler is not None:
+            raise ValueError("with optimizers by name there are schedulers by name; set scheduler to null")
+        if self.schedulers is not None and self.optimizers is None:
+            raise ValueError("schedulers by name need optimizers by name")
+        for name in self.schedulers or ():
+            if name not in self.optimizers:
+                raise ValueError(f"schedulers: '{name}' is no optimiser's name{did_you_mean(name, self.optimizers)}")
+        return self
+
+    @model_validator(mode="after")
+    def _language_models(self):
+        for name, settings in resolve_variants(self.decode.model_dump()).items():
+            if settings.get("lm_weight") and self.lm is None:
+                raise ValueError(f"decode.lm_weight of '{name}' needs a language model; add `- lm: small` to defaults")
+            if settings.get("ngram_weight") and not settings.get("ngram"):
+                raise ValueError(f"decode.ngram_weight of '{name}' needs decode.ngram, an ARPA file")
+        return self
 
     @model_validator(mode="after")
     def _kept(self):
         kept = {monitor.replace("/", "."): k for monitor, k, _ in self.best_model_criterion}
         for name, variant in self.decode.variants.items():
             average = (variant or {}).get("average", self.decode.average)
+            if str(average).startswith("epochs_"):
+                first, last = map(int, str(average).removeprefix("epochs_").split("-"))
+                if not first <= last <= self.trainer["max_epochs"]:
+                    raise ValueError(
+                        f"decode.average of '{name}': {average} are not among the {self.trainer['max_epochs']} epochs"
+                    )
+                continue
             monitor, _, best = str(average).rpartition(".ave_")
             if monitor in kept and int(best.removesuffix("best")) > kept[monitor]:
                 raise ValueError(
@@ -179,6 +247,7 @@ class Experiment(Section):
 # keys of `trainer:` that are this project's own; all others are lightning.Trainer's
 TRAINER_KEYS = frozenset(
     {"max_epochs", "patience", "checkpoint_seconds", "checkpoint_steps", "log_seconds", "max_nonfinite"}
+    | {"ema", "freeze", "compile", "gradient_checkpointing", "memory_probe", "peak_tflops"}
 )
 
 
@@ -188,11 +257,21 @@ def validate(config: dict[str, Any], where: str = "config") -> dict[str, Any]:
     Raises:
         UserError: one line that names *where*, the key, and the mend.
     """
+    config = dict(config)
+    if isinstance(config.get("model"), dict):
+        try:
+            config["model"] = expand_task(config["model"], (config.get("data") or {}).get("sampling_rate"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     try:
         checked = Experiment.model_validate(config)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error)}") from None
     result = checked.model_dump(mode="json")
+    for key in ("init", "optimizer", "optimizers", "schedulers", "lm"):
+        # what is not there is in no slice, either
+        if result[key] is None:
+            del result[key]
     try:
         check_targets(result, allow=tuple(result["allow"]))
     except UserError as error:

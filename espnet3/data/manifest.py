@@ -5,28 +5,39 @@ Lines are written and scanned as JSON: building a manifest, or reading the durat
 
 from __future__ import annotations
 
+import array
 import collections
 import functools
 import json
+import logging
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet3.data.wavheader import BadAudio, read_header
+import numpy as np
+
+from espnet3.data.headers import CacheWriter, Entry, Headers
+from espnet3.data.lazy import read_head
+from espnet3.data.names import id_problem, text_problem
+from espnet3.data.wavheader import AudioHeader, BadAudio, read_header
 from espnet3.errors import UserError
 from espnet3.io import atomic_gzip, read_jsonl, read_lines, write_jsonl
-from espnet3.parallel import BaseRunner, EnvironmentProvider, ParallelConfig
+from espnet3.parallel import BaseRunner, EnvironmentProvider, ParallelConfig, parallel_for
 
 if TYPE_CHECKING:
     from lhotse import CutSet
 
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
 # seconds by which a stated duration may differ from the file's: a rounding, not another recording
 TOLERANCE = 0.05
 _STANDARD = {"id", "split", "audio", "text", "speaker", "language", "start", "duration", "channel"}
-_HEAD = re.compile(r'\{"id": "((?:[^"\\]|\\.)*)", "start": [-+\d.eE]+, "duration": ([-+\d.eE]+),')
+# records a piece of work: small enough to hold a few dozen of them, large enough not to be felt
+WINDOW = 256
 
 
 def read_cuts(path: str | os.PathLike) -> CutSet:
@@ -51,35 +62,37 @@ def read_durations(path: str | os.PathLike) -> tuple[list[str], list[float]]:
     ids: list[str] = []
     durations: list[float] = []
     for number, line in read_lines(path):
-        match = _HEAD.match(line)
-        if match and "\\" not in match[1]:
-            ids.append(match[1])
-            durations.append(float(match[2]))
-            continue
-        try:
-            cut = json.loads(line)
-            ids.append(cut["id"])
-            durations.append(float(cut["duration"]))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: not a Lhotse cut (it needs 'id' and 'duration')") from None
+        uid, duration = read_head(line, path, number)
+        ids.append(uid)
+        durations.append(duration)
     return ids, durations
 
 
-def make_cut(record: dict[str, Any], sampling_rate: int, min_duration: float, max_duration: float) -> dict[str, Any]:
+def make_cut(
+    record: dict[str, Any],
+    sampling_rate: int,
+    min_duration: float,
+    max_duration: float,
+    read: Callable[[str], AudioHeader] = read_header,
+) -> dict[str, Any]:
     """Validate one record of ``corpus.jsonl`` against its audio, and return it as a Lhotse MonoCut's dictionary.
 
     A record may name a part of a recording (``start`` and ``duration``, in seconds) and a ``channel``. A file at
     another rate gets Lhotse's resampling transform; its content is resampled to *sampling_rate* when it is read.
 
+    Args:
+        read: reads a file's header.
+
     Raises:
         BadAudio: the reason why the utterance is left out.
     """
-    uid, text = record["id"], " ".join(str(record.get("text") or "").split())
-    if not uid or uid != "".join(uid.split()):
-        raise BadAudio(f"bad id: {uid!r} is empty or has white space")
-    if not text:
-        raise BadAudio("empty transcript")
-    header = read_header(record["audio"])
+    if record.get("rejected"):
+        raise BadAudio(str(record["rejected"]))
+    text = " ".join(str(record.get("text") or "").split())
+    problem = id_problem(record["id"]) or text_problem(text)
+    if problem:
+        raise BadAudio(problem)
+    header = read(record["audio"])
     channel, start, stated = (_number(record, key) for key in ("channel", "start", "duration"))
     if channel is None and header.channels != 1:
         raise BadAudio(f"not mono: {header.channels} channels and no 'channel' key says which")
@@ -120,7 +133,7 @@ def _cut_dict(record, text, header, channel, start, duration, sampling_rate) -> 
         samples = int(samples * sampling_rate / header.sampling_rate + 0.5)
         rates = {"source_sampling_rate": header.sampling_rate, "target_sampling_rate": sampling_rate}
         transforms = {"transforms": [{"name": "Resample", "kwargs": rates}]}
-        if not start:
+        if not start and duration == header.num_samples / header.sampling_rate:
             duration = samples / sampling_rate
     supervision = {"id": uid, "recording_id": uid, "start": 0.0, "duration": duration, "channel": channel, "text": text}
     supervision |= {key: record[key] for key in ("language", "speaker") if record.get(key) is not None}
@@ -168,27 +181,122 @@ class ManifestRunner(BaseRunner):
         return [_cut_or_reason(records[i], limits) for i in idx]
 
 
-def _cut_or_reason(record: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+def _cut_or_reason(
+    record: dict[str, Any], limits: dict[str, Any], read: Callable[[str], AudioHeader] = read_header
+) -> dict[str, Any]:
     try:
-        return make_cut(record, **limits)
+        return make_cut(record, **limits, read=read)
     except BadAudio as error:
         return {"id": record["id"], "audio": str(record["audio"]), "reason": str(error)}
 
 
+def _checked(corpus: str | os.PathLike, number: int, record: Any) -> dict[str, Any]:
+    missing = [key for key in ("id", "split", "audio") if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise UserError(f"{corpus}:{number}: the record has no '{missing[0]}'")
+    return {**record, "id": str(record["id"])}
+
+
 def _split_records(corpus: str | os.PathLike, split: str) -> list[dict[str, Any]]:
-    records, splits = [], set()
-    for number, record in enumerate(read_jsonl(corpus), 1):
-        missing = [key for key in ("id", "split", "audio") if not isinstance(record, dict) or key not in record]
-        if missing:
-            raise UserError(f"{corpus}:{number}: the record has no '{missing[0]}'")
-        splits.add(record["split"])
-        if record["split"] == split:
-            records.append({**record, "id": str(record["id"])})
-    if not records:
-        raise UserError(
-            f"{corpus}: no recording of split '{split}' (data.train, data.valid or data.test); it has {sorted(splits)}"
-        )
-    return records
+    records = (_checked(corpus, number, record) for number, record in enumerate(read_jsonl(corpus), 1))
+    return [record for record in records if record["split"] == split]
+
+
+class _Survey:
+    """A first pass over a corpus: where the records of *split* begin, and which of their ids may be there twice.
+
+    16 bytes a record: ids are held as hashes, and only those whose hash occurs twice are compared later.
+
+    Raises:
+        UserError: a record lacks a key, or the split has none.
+    """
+
+    def __init__(self, corpus: str | os.PathLike, split: str) -> None:
+        self.offsets = array.array("q")
+        hashes, splits, offset = array.array("q"), set(), 0
+        for number, line in read_lines(corpus):
+            try:
+                record = _checked(corpus, number, json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{corpus}:{number}: not valid JSON ({error.msg})") from None
+            splits.add(record["split"])
+            if record["split"] == split:
+                self.offsets.append(offset)
+                hashes.append(hash(record["id"]))
+            offset += len(line.encode())
+        if not self.offsets:
+            raise UserError(
+                f"{corpus}: no recording of split '{split}' (data.train, data.valid or data.test); it has {sorted(splits)}"
+            )
+        # not in gzip, nor where line endings were translated
+        self.seekable = not str(corpus).endswith(".gz") and offset == os.path.getsize(corpus)
+        ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
+        self.suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+    def windows(self) -> list[array.array]:
+        """The offsets, in pieces."""
+        return [self.offsets[start : start + WINDOW] for start in range(0, len(self.offsets), WINDOW)]
+
+
+# one for each cache, and for each state of it
+_headers = functools.lru_cache(maxsize=2)(lambda cache, _state: Headers(cache))
+
+
+def _validate_window(
+    work: tuple[int, array.array], corpus: str, limits: dict[str, Any], cache: str | None, state: int
+) -> tuple[int, list[str | dict], list[Entry]]:
+    """The window's number, for each of its records the manifest's line or why there is none, and the headers that the
+    cache lacks.
+    """
+    number, offsets = work
+    headers = _headers(cache, state)
+    results: list[str | dict] = []
+    with open(corpus, "rb") as handle:
+        for offset in offsets:
+            handle.seek(offset)
+            record = json.loads(handle.readline())
+            results.append(_line_or_reason({**record, "id": str(record["id"])}, limits, headers.read))
+    fresh, headers.fresh = headers.fresh, []
+    return number, results, fresh
+
+
+def _line_or_reason(
+    record: dict[str, Any], limits: dict[str, Any], read: Callable[[str], AudioHeader]
+) -> str | dict[str, Any]:
+    result = _cut_or_reason(record, limits, read)
+    return result if "reason" in result else json.dumps(result, ensure_ascii=False)
+
+
+def _results(
+    survey: _Survey,
+    corpus: str,
+    split: str,
+    limits: dict[str, Any],
+    parallel: dict[str, Any] | None,
+    cache: CacheWriter,
+) -> Iterator[str | dict]:
+    """Results in the corpus's order; what other workers finish early waits, a few windows at a time."""
+    path = os.fspath(cache.path) if cache.path is not None else None
+    if ParallelConfig.of(parallel).in_process or not survey.seekable:
+        headers = Headers(path)
+        for number, record in enumerate(read_jsonl(corpus), 1):
+            if record["split"] == split:
+                yield _line_or_reason(_checked(corpus, number, record), limits, headers.read)
+                if len(headers.fresh) >= WINDOW:
+                    cache.add(headers.fresh)
+                    headers.fresh.clear()
+        cache.add(headers.fresh)
+        return
+    state = os.stat(path).st_mtime_ns if path is not None and os.path.exists(path) else 0
+    validate = functools.partial(_validate_window, corpus=corpus, limits=limits, cache=path, state=state)
+    waiting: dict[int, list] = {}
+    following = 0
+    for number, results, fresh in parallel_for(validate, enumerate(survey.windows()), config=parallel):
+        cache.add(fresh)
+        waiting[number] = results
+        while following in waiting:
+            yield from waiting.pop(following)
+            following += 1
 
 
 def build_manifest(
@@ -199,12 +307,16 @@ def build_manifest(
     limits: dict[str, Any],
     max_rejected: float,
     parallel: dict[str, Any] | None = None,
+    cache: str | os.PathLike | None = None,
 ) -> tuple[int, int]:
     """Validate *split* of *corpus*; write the accepted utterances and the rejected ones with their reasons.
+
+    Records stream through: memory grows by 16 bytes for each, and by what is rejected.
 
     Args:
         limits: ``sampling_rate`` (Hz), ``min_duration``, ``max_duration`` (s).
         max_rejected: the fraction of utterances that may be left out.
+        cache: a file that remembers headers by path, size and time of change; None: all are read.
 
     Returns:
         How many were accepted, and how many rejected.
@@ -212,43 +324,45 @@ def build_manifest(
     Raises:
         UserError: the split is empty, or more than *max_rejected* of it would be left out.
     """
-    records = _split_records(corpus, split)
-    if not ParallelConfig.of(parallel).in_process:
-        provider = ManifestProvider({"corpus": str(corpus), "split": split, "limits": limits})
-        results = ManifestRunner(provider, batch_size=256, parallel=parallel, name="manifest")(range(len(records)))
-    else:
-        results = (_cut_or_reason(record, limits) for record in records)
+    survey = _Survey(corpus, split)
+    total, good, told = len(survey.offsets), 0, time.monotonic()
     bad: list[dict[str, Any]] = []
     seen: set[str] = set()
-
-    def accepted() -> Iterator[dict[str, Any]]:
-        for result in results:
-            if "reason" not in result and result["id"] in seen:
-                result = {
-                    "id": result["id"],
-                    "audio": result["recording"]["sources"][0]["source"],
-                    "reason": "duplicate id",
-                }
-            if "reason" in result:
-                bad.append(result)
-            else:
-                seen.add(result["id"])
-                yield result
-
-    cuts = [json.dumps(cut, ensure_ascii=False) for cut in accepted()]
     # a list of its own: Snakemake removes the outputs of a failed job
     refused = Path(rejected).with_suffix(f".failed{Path(rejected).suffix}")
-    if len(bad) > max_rejected * len(records) or not cuts:
-        write_jsonl(refused, bad)
-        counts = sorted(collections.Counter(entry["reason"].split(":")[0] for entry in bad).items())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts, key=lambda x: -x[1]))
-        raise UserError(
-            f"{output}: {len(bad)} of {len(records)} utterances rejected ({reasons}), more than data.max_rejected="
-            f"{max_rejected} allows; the first is {bad[0]['id']} ({bad[0]['audio']}: {bad[0]['reason']}), all are in "
-            f"{refused}: mend them, or raise data.max_rejected"
-        )
+    with CacheWriter(cache) as headers, atomic_gzip(output) as handle:
+        for result in _results(survey, os.fspath(corpus), split, limits, parallel, headers):
+            if isinstance(result, str) and survey.suspects:
+                result = _unless_seen(result, survey.suspects, seen)
+            if isinstance(result, str):
+                handle.write(result + "\n")
+                good += 1
+            else:
+                bad.append(result)
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                logger.info("%s: %d of %d records, %d rejected", output, good + len(bad), total, len(bad))
+        if len(bad) > max_rejected * total or not good:
+            write_jsonl(refused, bad)
+            counts = sorted(collections.Counter(entry["reason"].split(":")[0] for entry in bad).items())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts, key=lambda x: -x[1]))
+            raise UserError(
+                f"{output}: {len(bad)} of {total} utterances rejected ({reasons}), more than data.max_rejected="
+                f"{max_rejected} allows; the first is {bad[0]['id']} ({bad[0]['audio']}: {bad[0]['reason']}), all are in "
+                f"{refused}: mend them, or raise data.max_rejected"
+            )
     refused.unlink(missing_ok=True)
     write_jsonl(rejected, bad)
-    with atomic_gzip(output) as handle:
-        handle.writelines(cut + "\n" for cut in cuts)
-    return len(cuts), len(bad)
+    return good, len(bad)
+
+
+def _unless_seen(line: str, suspects: set[int], seen: set[str]) -> str | dict[str, Any]:
+    """*line*, or why it is left out: an utterance before it has its id."""
+    uid, _ = read_head(line, "manifest", 0)
+    if hash(uid) not in suspects:
+        return line
+    if uid in seen:
+        audio = json.loads(line)["recording"]["sources"][0]["source"]
+        return {"id": uid, "audio": audio, "reason": "duplicate id"}
+    seen.add(uid)
+    return line

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from espnet3.data.audio import audio_length, decode_audio, read_audio
+from espnet3.data.lazy import Manifest
 from espnet3.errors import UserError
-from espnet3.io import read_jsonl
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -57,14 +57,21 @@ class ManifestSource:
     """A manifest file of Lhotse cuts. The cuts themselves are built when they are asked for."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.lines = list(read_jsonl(path))
-        try:
-            self.ids = [line["id"] for line in self.lines]
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: not a manifest of Lhotse cuts, one a line") from None
+        self.manifest = Manifest(path)
+        self.path, self.ids = self.manifest.path, self.manifest.ids
+
+    @property
+    def durations(self) -> np.ndarray:
+        """float64 (N,), in seconds."""
+        return self.manifest.durations
+
+    @property
+    def rates(self) -> np.ndarray:
+        """int32 (N,), in Hz."""
+        return self.manifest.rates
 
     def item(self, index: int) -> dict[str, Any]:
-        line = self.lines[index]
+        line = self.manifest[index]
         recording = line.get("recording") or {}
         sources = recording.get("sources", ())
         simple = (
@@ -82,13 +89,7 @@ class ManifestSource:
         return {"speech": _stretch(sources[0]["source"], _Cut(line), whole, rate), "text": text}
 
     def cuts(self) -> CutSet:
-        import copy
-
-        from lhotse import CutSet
-        from lhotse.serialization import deserialize_item
-
-        # deserialising consumes the dictionaries
-        return CutSet.from_cuts(deserialize_item(copy.deepcopy(line)) for line in self.lines)
+        return self.manifest.cuts()
 
 
 class CutSource:
@@ -122,7 +123,7 @@ class TableSource:
         names = list(getattr(rows, "column_names", None) or dict.fromkeys(key for row in rows for key in row))
         self.audio = _column(names, columns.get("audio"), AUDIO_COLUMNS, "audio")
         self.text = _column(names, columns.get("text"), TEXT_COLUMNS, "text", needed=False)
-        uid = _column(names, columns.get("id"), ID_COLUMNS, "id", needed=False)
+        self.uid = uid = _column(names, columns.get("id"), ID_COLUMNS, "id", needed=False)
         self.extra = [_column(names, name, (), "extra") for name in columns.get("extra", ())]
         self.has_rate = "sampling_rate" in names
         features = getattr(rows, "features", None) or {}
@@ -137,7 +138,10 @@ class TableSource:
             self.ids = [str(value) for value in (rows[uid] if features else [row[uid] for row in rows])]
 
     def item(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
+        return self.decode(self.rows[index])
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One row's item."""
         rate = row["sampling_rate"] if self.has_rate else self.sampling_rate
         item = {"speech": decode_audio(row[self.audio], self.sampling_rate, rate)}
         if self.text is not None:

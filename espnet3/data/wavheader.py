@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 
@@ -36,15 +37,28 @@ def read_header(path: str | os.PathLike) -> AudioHeader:
         BadAudio: missing, empty, truncated or unreadable file, 0 Hz, no samples, samples that are not finite.
     """
     try:
-        size = os.stat(path).st_size
+        found = os.stat(path)
     except FileNotFoundError:
         raise BadAudio("missing file") from None
     except OSError as error:
         raise BadAudio(f"unreadable file: {error.strerror}") from None
-    if os.path.isdir(path):
+    except ValueError:
+        raise BadAudio("unreadable file: a path cannot hold NUL characters") from None
+    if stat.S_ISDIR(found.st_mode):
         raise BadAudio("unreadable file: it is a folder")
+    # opening a pipe would wait for somebody who writes to it
+    if not stat.S_ISREG(found.st_mode):
+        raise BadAudio("unreadable file: it is no regular file")
+    size = found.st_size
     if size == 0:
         raise BadAudio("empty file: zero bytes")
+    try:
+        return _read(path, size)
+    except OSError as error:
+        raise BadAudio(f"unreadable file: {error.strerror or error}") from None
+
+
+def _read(path: str | os.PathLike, size: int) -> AudioHeader:
     is_wav = _check_riff(path, size)
     try:
         with soundfile.SoundFile(path) as audio:

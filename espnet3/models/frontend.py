@@ -24,12 +24,17 @@ def mel_filterbank(n_mels: int, n_fft: int, sampling_rate: int, fmin: float, fma
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
+# frames that a CPU works on at a time: their spectra stay in its cache, which is half of the time
+BLOCK = 128
+
+
 class Fbank(nn.Module):
     """Log-mel filterbank in the manner of Kaldi: pre-emphasis, Povey window, power spectrum, mel sums, logarithm.
 
     Differs from Kaldi in that pre-emphasis runs over the whole signal, there is no dither, and energies are floored at
     *floor* of a full-scale signal, so that digital silence is not an outlier. A frame never sees samples past its
     utterance's end, so features do not depend on padding. Without learnable parameters; no gradient flows through it.
+    Batches that hold features already, computed where the data is loaded (:mod:`espnet3.data.features`), pass unchanged.
 
     Args:
         sampling_rate: Hz.
@@ -38,6 +43,7 @@ class Fbank(nn.Module):
         n_fft: FFT size; None takes the least power of two for which no filter is empty.
         fmin, fmax: Hz; fmax None is half the sampling rate, a negative one counts down from there.
         window: ``povey``, ``hann`` or ``hamming``.
+        framewise: each frame loses its mean and is pre-emphasised by itself, as in Kaldi and Lhotse.
 
     Raises:
         UserError: a filter would be empty, or the band is impossible.
@@ -55,6 +61,7 @@ class Fbank(nn.Module):
         preemphasis: float = 0.97,
         window: str = "povey",
         floor: float = 1e-9,
+        framewise: bool = False,
     ):
         super().__init__()
         self.sampling_rate = sampling_rate
@@ -63,6 +70,7 @@ class Fbank(nn.Module):
         self.hop_length = round(sampling_rate * frame_shift / 1000)
         self.preemphasis = preemphasis
         self.floor = floor
+        self.framewise = framewise
         nyquist = sampling_rate / 2
         fmax = nyquist if fmax is None else fmax if fmax > 0 else nyquist + fmax
         if not 0 <= fmin < fmax <= nyquist:
@@ -98,18 +106,47 @@ class Fbank(nn.Module):
     def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (B, T) in [-1, 1] and their lengths in samples -> features (B, T', n_mels) and their lengths.
 
-        Always in float32, whatever the autocast precision; frames past an utterance's length hold rubbish.
+        Always in float32, whatever the autocast precision; frames past an utterance's length hold rubbish. Features
+        (B, T', n_mels) and their lengths are returned as they are.
         """
+        if speech.dim() == 3:
+            return speech, speech_lengths
         with torch.autocast(speech.device.type, enabled=False):
             speech = speech.float()
             if speech.size(1) < self.win_length:
                 speech = nn.functional.pad(speech, (0, self.win_length - speech.size(1)))
+            original = speech
             if self.preemphasis:
                 first = speech[:, :1] * (1 - self.preemphasis)
                 speech = torch.cat([first, torch.sub(speech[:, 1:], speech[:, :-1], alpha=self.preemphasis)], dim=1)
-            windows = speech.unfold(1, self.win_length, self.hop_length) * self.window
-            spectrum = torch.fft.rfft(windows, n=self.n_fft)[..., : self.bins]
-            power = torch.view_as_real(spectrum).square_().sum(-1)
+            frames = speech.unfold(1, self.win_length, self.hop_length)
+            if self.framewise:
+                frames = frames - self._offsets(original)
+            if speech.device.type == "cpu":
+                energy = speech.new_empty(*frames.shape[:2], self.output_size)
+                for row, out in zip(frames, energy, strict=True):
+                    for some, place in zip(row.split(BLOCK), out.split(BLOCK), strict=True):
+                        torch.mm(self._power(some), self.filters, out=place)
+            else:
+                energy = self._power(frames) @ self.filters
             # The floor is relative to a full-scale signal's energy in one frame
-            energy = torch.clamp_(power @ self.filters, min=self.floor)
-            return energy.log_(), self.frames(speech_lengths)
+            return energy.clamp_(min=self.floor).log_(), self.frames(speech_lengths)
+
+    def _power(self, frames: Tensor) -> Tensor:
+        """Frames (..., win_length) -> power spectra (..., bins)."""
+        spectrum = torch.fft.rfft(frames * self.window, n=self.n_fft)[..., : self.bins]
+        return torch.view_as_real(spectrum).square_().sum(-1)
+
+    def _offsets(self, speech: Tensor) -> Tensor:
+        """What turns frames of the emphasised signal into frames emphasised by themselves: (B, T', win_length).
+
+        With a frame's mean m and the coefficient a, the difference is (1 - a) m; and its first sample's predecessor is itself.
+        """
+        frames = speech.unfold(1, self.win_length, self.hop_length)
+        offsets = (1 - self.preemphasis) * frames.mean(-1, keepdim=True).expand(-1, -1, self.win_length)
+        if self.preemphasis:
+            before = speech[:, self.hop_length - 1 :: self.hop_length]
+            before = torch.cat([speech[:, :1], before[:, : frames.size(1) - 1]], dim=1)
+            offsets = offsets.clone()
+            offsets[..., 0] += self.preemphasis * (frames[..., 0] - before)
+        return offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -26,5 +27,6 @@ def run(
 
     data = conf["data"]
     limits = {key: data[key] for key in ("sampling_rate", "min_duration", "max_duration")}
-    good, bad = build_manifest(corpus, split, output, rejected, limits, data["max_rejected"], parallel)
+    cache = Path(output).parent / "cache" / f"{split}.headers.sqlite"
+    good, bad = build_manifest(corpus, split, output, rejected, limits, data["max_rejected"], parallel, cache)
     logger.info("%s: %d utterances, %d rejected", output, good, bad)

@@ -85,7 +85,7 @@ def test_segments_are_parts_of_their_recordings(kaldi, spoken, tmp_path):
     ("name", "content", "message"),
     [
         ("wav.scp", "a sox in.wav -t wav - |\n", "a is a command"),
-        ("wav.scp", "a feats.ark:123\n", "a lies in an ark"),
+        ("wav.scp", "a feats.ark\n", "a is a whole ark"),
         ("wav.scp", "a\n", "a has no path"),
         ("wav.scp", "a x.wav\na y.wav\n", "wav.scp:2: 'a' is there twice"),
         ("text", b"a caf\xe9\n", "text: not UTF-8"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,26 @@ class CorpusBuilder:
     """A corpus as a list of items and a function that makes one recording from one item.
 
     A record is ``{"id", "split", "audio", "text", "speaker"}`` and whatever else is known of the recording;
-    ``audio`` is a path relative to the working directory. Items must not depend on anything but the builder's
+    ``audio`` is a path relative to the working directory. One that is known to be unfit has the reason under
+    ``rejected``: the manifest lists it. Items must not depend on anything but the builder's
     arguments and source, and ``make`` must not depend on what was made before it: workers plan for themselves and
     make items in any order.
+
+    Attributes:
+        listed: whether ``plan`` reads text lists and nothing else: fast, without ``prepare``, and nothing is written. The
+            workflow then looks at a changed list before any job runs.
     """
+
+    listed = False
 
     def prepare(self, folder: Path) -> None:
         """Fetch what ``plan`` and ``make`` need; called once, before any worker starts. *folder* is for the audio."""
 
-    def plan(self, folder: Path) -> list[dict[str, Any]]:
-        """The items, in the order of the corpus; each has at least a unique ``id`` and its ``split``."""
+    def plan(self, folder: Path) -> Iterable[dict[str, Any]]:
+        """The items, in the order of the corpus; each has at least a unique ``id`` and its ``split``.
+
+        A builder whose ``make`` does nothing may yield them, so that a long list never lies in memory.
+        """
         raise NotImplementedError
 
     def make(self, item: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -44,7 +55,7 @@ class CorpusBuilder:
 
 def _environment(config: dict[str, Any]) -> dict[str, Any]:
     builder, folder = instantiate(config["builder"], allow=tuple(config["allow"])), Path(config["folder"])
-    return {"builder": builder, "folder": folder, "items": builder.plan(folder)}
+    return {"builder": builder, "folder": folder, "items": list(builder.plan(folder))}
 
 
 class RenderProvider(EnvironmentProvider):
@@ -90,31 +101,42 @@ def build_corpus(
     folder = output.parent / "audio"
     builder: CorpusBuilder = instantiate(node, allow=allow)
     builder.prepare(folder)
-    records = builder.plan(folder)
-    _check_ids(records, output)
+    records: Iterable[dict[str, Any]] = _checked(builder.plan(folder), output)
     if builder.renders:
+        records = list(records)
         for split in sorted({record["split"] for record in records}):
             (folder / split).mkdir(parents=True, exist_ok=True)
         provider = RenderProvider({"builder": node, "folder": str(folder), "allow": list(allow)})
         records = RenderRunner(provider, parallel=parallel, name="corpus")(range(len(records)))
-        _remove_stale(folder, records)
-    count = write_jsonl(output, records)
+    wanted: set[str] = set()
+    count = write_jsonl(output, _rendered(records, folder, wanted))
+    _remove_stale(folder, wanted)
     logger.info("%s: %d recordings", output, count)
     return count
 
 
-def _check_ids(items: list[dict[str, Any]], output: Path) -> None:
-    if not items:
-        raise UserError(f"{output}: the source has no recordings")
+def _checked(items: Iterable[dict[str, Any]], output: Path) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for item in items:
         if item["id"] in seen:
             raise UserError(f"{output}: two recordings have the id '{item['id']}'; ids must be unique in the corpus")
         seen.add(item["id"])
+        yield item
+    if not seen:
+        raise UserError(f"{output}: the source has no recordings")
 
 
-def _remove_stale(folder: Path, records: list[dict[str, Any]]) -> None:
-    wanted = {os.path.normpath(record["audio"]) for record in records}
-    for path in folder.glob("*/*.wav"):
-        if os.path.normpath(path) not in wanted:
+def _rendered(records: Iterable[dict[str, Any]], folder: Path, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    """Hand *records* on, and note in *wanted* which files in *folder* are theirs."""
+    inside = os.path.normpath(folder) + os.sep
+    for record in records:
+        path = os.path.normpath(record["audio"])
+        if path.startswith(inside):
+            wanted.add(path)
+        yield record
+
+
+def _remove_stale(folder: Path, wanted: set[str]) -> None:
+    for path in folder.glob("*/*"):
+        if os.path.normpath(path) not in wanted and path.is_file():
             path.unlink()
