@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from espnet3.errors import UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing that free space mends."""
 
 
 @contextlib.contextmanager
@@ -27,22 +33,74 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    descriptor, temporary = _open_temporary(path)
     try:
-        # mkstemp makes private files; a shared file system needs what the umask allows
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(descriptor, 0o666 & ~umask)
         with os.fdopen(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            try:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                # while it is locked: afterwards it may be another writer's
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     fsync_dir(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[int, str]:
+    """A file beside *path*: always the same one, so that a writer that was killed leaves one at the most; another one
+    where a living writer holds it."""
+    name = str(path.with_name(f".{path.name}.tmp"))
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if _locks(descriptor, name):
+                if os.fstat(descriptor).st_size:
+                    os.ftruncate(descriptor, 0)
+                return descriptor, name
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # mkstemp makes private files; a shared file system needs what the umask allows
+    umask = os.umask(0)
+    os.umask(umask)
+    os.fchmod(descriptor, 0o666 & ~umask)
+    return descriptor, name
+
+
+def _locks(descriptor: int, name: str) -> bool:
+    """Whether this process now holds the lock on the file *name*, and that still is the one behind *descriptor*."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.stat(name).st_ino == os.fstat(descriptor).st_ino
+    except OSError:
+        # held by a living writer, renamed by its last owner, or on a file system without locks
+        return False
+
+
+def require_space(path: str | os.PathLike, needed: int, what: str) -> None:
+    """Look whether the file system of *path* (a folder, or a file to come) has *needed* bytes free for *what*.
+
+    Raises:
+        UserError: it has not.
+    """
+    folder = Path(path).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{path}: {what} may write {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free there; free some, or move the folder"
+            " to a larger disk and leave a link"
+        )
 
 
 def fsync_dir(path: str | os.PathLike) -> None:

@@ -6,8 +6,6 @@ here: the questions about the jobs' states, their cancelling, and the wait for a
 
 import os
 import re
-import shlex
-import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -18,6 +16,8 @@ from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings as SlurmExecutorSettings
 from snakemake_executor_plugin_slurm import common_settings
 from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_slurm_espnet3.runs import RunRecord, ask, await_jobs_of_killed_runs
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -48,15 +48,6 @@ class ExecutorSettings(SlurmExecutorSettings):
             raise WorkflowError("slurm-espnet3-seconds-between-status-checks must be 1 or more.")
 
 
-def ask(command: str) -> tuple[bool, str]:
-    """Whether *command* succeeded, with what it printed, or its complaint."""
-    try:
-        done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, str(error)
-    return done.returncode == 0, done.stdout + done.stderr
-
-
 class Executor(SlurmExecutor):
     """Waits for every job until SLURM, or the job's own files, say how it ended."""
 
@@ -65,6 +56,11 @@ class Executor(SlurmExecutor):
         self._cancelled = threading.Event()
         self._sent: dict = {}  # job: when it was handed to sbatch
         self._silent: set[str] = set()  # programs that did not answer when last asked
+        try:
+            await_jobs_of_killed_runs(self.logger.warning)
+        except RuntimeError as error:
+            raise WorkflowError(str(error)) from None
+        self._record = RunRecord(self.run_uuid)
 
     def run_job(self, job):
         for question in range(PATIENCE):  # sbatch would fail, and so would the retries, one straight after the other
@@ -87,7 +83,13 @@ class Executor(SlurmExecutor):
         command = f"scancel --name {self.run_uuid}{clusters}"
         answered, text = ask(command)
         if not answered:
+            self._record = None  # stays for the next run to find
             self.logger.error(f"SLURM does not answer, jobs may run on ({text.strip()}). When it does: {command}")
+
+    def shutdown(self):
+        super().shutdown()
+        if self._record:
+            self._record.forget()
 
     async def check_active_jobs(self, active_jobs):
         settings = self.workflow.executor_settings

@@ -59,3 +59,30 @@ def test_damage_is_named_with_its_place(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged file"):
         list(read_jsonl(tmp_path / "cut.jsonl.gz"))
+
+
+def test_writers_that_were_killed_leave_one_file_at_the_most_and_the_next_takes_it(tmp_path):
+    code = (
+        "import os, sys; from espnet3.io import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as handle:\n"
+        "    handle.write('torn' * 10000); handle.flush(); os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "file"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(path)], env=environment)
+    assert [p.name for p in tmp_path.iterdir()] == [".file.tmp"]
+    with atomic_write(path) as slow:
+        slow.write("first")
+        # another writer of the same file, meanwhile
+        with atomic_write(path) as quick:
+            quick.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from espnet3.io import FULL_DISK
 from espnet3.parallel.attempts import Attempts
-from espnet3.parallel.shardfile import FULL_DISK
 
 logger = logging.getLogger("espnet3.parallel")
 
@@ -29,7 +29,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Let go of what an error's traceback held, and of the GPU memory that torch keeps for later."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -72,7 +73,7 @@ class RecordLoop:
             reason = one_line(error)
         # outside the handler, where the traceback no longer holds the batch's tensors
         if memory:
-            _free_memory()
+            free_memory()
         if len(batch) == 1:
             return self._alone(batch[0])
         if memory:
@@ -119,7 +120,7 @@ class RecordLoop:
             failure = self.failure(index, one_line(error), traceback.format_exc())
             memory = out_of_memory(error)
         if memory:
-            _free_memory()
+            free_memory()
         return [], [failure]
 
     @staticmethod

@@ -8,7 +8,6 @@ records were quarantined, ``P.failed.jsonl``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -20,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from espnet3.errors import UserError
-from espnet3.io import fsync_dir, read_json, read_jsonl
+from espnet3.io import FULL_DISK, fsync_dir, read_json, read_jsonl
 
 logger = logging.getLogger("espnet3.parallel")
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -167,6 +164,7 @@ class ShardFile:
         self.failed_partial = beside(failed_path(path), ".partial")
         self.failed = 0
         self.first_error: str | None = None
+        self._journal: dict[str, Any] = {}
 
     def open(self) -> int:
         """Cut a torn tail and return the number of batches that are complete."""
@@ -227,10 +225,17 @@ class ShardFile:
         return False
 
     def _read_journal(self, journal: dict) -> bool:
-        return journal.get("fingerprint") == self.fingerprint
+        self._journal = journal
+        if journal.get("fingerprint") != self.fingerprint:
+            return False
+        if journal.get("finishing") and not self.failed_partial.exists() and failed_path(self.path).exists():
+            # it died between the two renames at its end
+            os.replace(failed_path(self.path), self.failed_partial)
+        return True
 
     def _write_journal(self, journal: dict) -> None:
         # not synced: one that a power cut damages costs a fresh start of this shard and nothing else
+        self._journal = journal
         text = json.dumps(journal)
         temporary = beside(self.journal, ".tmp")
         with disk_errors(self.journal):
@@ -257,6 +262,7 @@ class ShardFile:
 
     def _finish_failures(self) -> None:
         if self._failures and self.failed:
+            self._write_journal({**self._journal, "finishing": True})
             os.replace(self.failed_partial, failed_path(self.path))
         else:
             self.failed_partial.unlink(missing_ok=True)

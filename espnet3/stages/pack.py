@@ -52,6 +52,7 @@ def run(
     metrics: Sequence[str | os.PathLike],
     output_dir: str | os.PathLike,
     experiment: str,
+    train: str | os.PathLike | None = None,
 ) -> None:
     """Write the folder.
 
@@ -61,6 +62,7 @@ def run(
         tokens: the tokenizer's folder.
         metrics: ``score/<decoding>/<test set>/metrics.json``, for the model card; the first one's decoding is the one
             that a user gets who names none.
+        train: training manifest; how long its utterances are is how long a window of a long recording is.
 
     Raises:
         UserError: an input is absent.
@@ -78,6 +80,8 @@ def run(
     # sorted JSON does not keep which decoding came first
     default = next(iter(results), next(iter(resolve_variants(conf["decode"]))))
     kept = {key: conf[key] for key in ("model", "tokenizer", "data", "decode")}
+    if train is not None:
+        kept["durations"] = _durations(train)
     write_json(output / "config.json", {"espnet3": __version__, "experiment": experiment, "decoding": default, **kept})
     write_json(output / "metrics.json", results)
     with open(output / "tokens.txt", encoding="utf-8") as lines:
@@ -96,6 +100,13 @@ def run(
             )
         )
     log.info("%s: packed", output)
+
+
+def _durations(train: str | os.PathLike) -> dict[str, float]:
+    from espnet3.data.manifest import read_durations
+
+    _, seconds = read_durations(train)
+    return {"mean": round(sum(seconds) / len(seconds), 3), "max": round(max(seconds), 3)} if seconds else {}
 
 
 def _copy(source: Path, target: Path) -> None:

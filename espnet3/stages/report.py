@@ -36,6 +36,7 @@ def run(
     """
     import yaml
 
+    from espnet3.report.compare import differences_from_best
     from espnet3.report.costs import read_costs
     from espnet3.report.curves import learning_curves
     from espnet3.report.page import render
@@ -52,6 +53,7 @@ def run(
         worst=[(name, worst_utterances(row for row in rows if row.decoding == name)) for name in decodings],
         costs=read_costs(benchmarks),
         index=checkpoints,
+        differences=differences_from_best(rows),
         configuration=yaml.safe_dump(conf, sort_keys=False, allow_unicode=True) if conf else "",
     )
     with atomic_write(output) as handle:

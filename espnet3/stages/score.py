@@ -14,23 +14,33 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    conf: dict[str, Any], manifest: str | os.PathLike, hypotheses: str | os.PathLike, output_dir: str | os.PathLike
+    conf: dict[str, Any],
+    manifest: str | os.PathLike,
+    hypotheses: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    tokens: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Score *hypotheses* (``hyp.jsonl``) against the texts of *manifest*.
 
-    Writes ``metrics.json`` (see :func:`espnet3.metrics.errors.summarise`), ``hyp.trn``, ``ref.trn`` and
-    ``alignment.txt`` into *output_dir*, and returns the metrics.
+    Writes ``metrics.json`` (:func:`espnet3.metrics.errors.summarise`, confidence intervals, and a table by speaker),
+    ``hyp.trn``, ``ref.trn`` and ``alignment.txt`` into *output_dir*, and returns the metrics.
 
     Args:
-        conf: ``score.normalize``, of both sides: none or basic.
+        conf: ``score``: ``normalize``, of both sides: none, basic or whisper; ``bootstrap``: what confidence intervals
+            draw, utterance, speaker or none; ``bootstrap_samples``. ``tokenizer.type``, where *tokens* is given.
+        tokens: the tokenizer's folder, for the token error rate; None: there is none.
 
     Raises:
-        UserError: the two files do not have the same utterances.
+        UserError: the two files do not have the same utterances, or a package for the normalisation is not installed.
     """
     from espnet3.metrics.alignment import alignment_text, trn_line
-    from espnet3.metrics.errors import normalize, score_utterances, summarise
+    from espnet3.metrics.bootstrap import describe
+    from espnet3.metrics.errors import by_speaker, score_utterances, summarise
+    from espnet3.metrics.normalisation import normaliser
 
-    how = conf.get("score", {}).get("normalize", "none")
+    section = conf.get("score", {})
+    how, by = section.get("normalize", "none"), section.get("bootstrap", "utterance")
+    normalize = normaliser(how)
     found = {record["id"]: record["text"] for record in read_jsonl(hypotheses)}
     utterances = []
     for cut in read_jsonl(manifest):
@@ -39,11 +49,18 @@ def run(
             raise UserError(f"{hypotheses}: no hypothesis of utterance {uid} of {manifest}; merge the shards again")
         text = " ".join(s.get("text") or "" for s in supervisions)
         speaker = next((s["speaker"] for s in supervisions if s.get("speaker")), uid)
-        utterances.append((uid, str(speaker), normalize(text, how), normalize(found.pop(uid), how)))
+        utterances.append((uid, str(speaker), normalize(text), normalize(found.pop(uid))))
     if found:
         raise UserError(f"{hypotheses}: utterance {next(iter(found))} is not in {manifest}; merge the shards again")
-    scored = score_utterances(utterances)
-    metrics = summarise(scored) | {"normalize": how}
+    tokenize = None
+    if tokens is not None:
+        from espnet3.text.tokenizer import Tokenizer
+
+        tokenize = Tokenizer.load(tokens, conf["tokenizer"]["type"]).text_to_tokens
+    scored = score_utterances(utterances, tokenize)
+    metrics = summarise(scored) | {"normalize": how, "speakers": by_speaker(scored)}
+    if by != "none":
+        metrics["intervals"] = describe(scored, by, section.get("bootstrap_samples", 1000))
     output = Path(output_dir)
     for name, field in (("ref.trn", "reference"), ("hyp.trn", "hypothesis")):
         with atomic_write(output / name) as handle:

@@ -22,7 +22,7 @@ def run_shard(
     """Count, sum and sum of squares of the features of shard *shard* (from 1) of *of*, and each utterance's frames.
 
     Args:
-        conf: ``data.sampling_rate`` and ``model.frontend``.
+        conf: ``data.sampling_rate`` and ``model.frontend``; a model without one has no statistics, and no audio is read.
         output: npz: ``ids, lengths, sum, sum_square`` (fixed point, int64), ``shard, of``.
         parallel: where the runner runs; None: in this process, the shards being what runs in parallel.
 
@@ -34,15 +34,22 @@ def run_shard(
     from espnet3.data.manifest import read_durations
     from espnet3.errors import UserError
     from espnet3.parallel import plan_shards
-    from espnet3.trainer.statistics import StatsProvider, StatsRunner
+    from espnet3.trainer.statistics import SCALE, StatsProvider, StatsRunner
 
     ids, durations = read_durations(manifest)
     if not 1 <= shard <= of:
         raise UserError(f"stats: there is no shard {shard} of {of}")
     mine = plan_shards(ids, durations, of)[shard - 1]
-    provider = StatsProvider({"manifest": str(manifest), "frontend": conf["model"]["frontend"]})
-    name = f"stats, shard {shard} of {of}"
-    found = StatsRunner(provider, keys=ids, weights=durations, parallel=parallel or {"env": "local"}, name=name)(mine)
+    frontend = conf.get("model", {}).get("frontend")
+    if frontend is None:
+        # a model that normalises by itself: lengths in samples are all that there is to know, and the manifest has them
+        rate = conf["data"]["sampling_rate"]
+        found = [{"id": ids[i], "frames": round(durations[i] * rate), "sum": [], "sum_square": []} for i in mine]
+    else:
+        provider = StatsProvider({"manifest": str(manifest), "frontend": frontend})
+        name = f"stats, shard {shard} of {of}"
+        runner = StatsRunner(provider, keys=ids, weights=durations, parallel=parallel or {"env": "local"}, name=name)
+        found = runner(mine)
     width = {len(record["sum"]) for record in found} or {0}
     sums = {
         key: np.array([record[key] for record in found], dtype=np.int64).reshape(len(found), *width).sum(0)
@@ -54,6 +61,7 @@ def run_shard(
         lengths=np.array([record["frames"] for record in found], dtype=np.int64),
         shard=np.int64(shard),
         of=np.int64(of),
+        scale=np.float64(SCALE),
         **sums,
     )
 
@@ -69,13 +77,13 @@ def merge(shards: Sequence[str | os.PathLike], output: str | os.PathLike) -> Non
     import numpy as np
 
     from espnet3.errors import UserError
-    from espnet3.trainer.statistics import SCALE
 
     parts = []
     for path in shards:
         try:
             with np.load(path, allow_pickle=False) as part:
-                parts.append({name: part[name] for name in part.files})
+                names = ("ids", "lengths", "sum", "sum_square", "shard", "of", "scale")
+                parts.append({name: part[name] for name in names})
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: not a shard of statistics ({error}); delete it and run again") from None
     numbers = sorted(int(p["shard"]) for p in parts)
@@ -88,8 +96,10 @@ def merge(shards: Sequence[str | os.PathLike], output: str | os.PathLike) -> Non
     count = int(lengths.sum())
     if not count:
         raise UserError(f"{output}: no frames at all; is the training manifest empty?")
-    total = sum(p["sum"] for p in parts) / SCALE
-    square = sum(p["sum_square"] for p in parts) / SCALE
+    # the scale stands in the shards: a merge needs no torch
+    scale = float(parts[0]["scale"])
+    total = sum(p["sum"] for p in parts) / scale
+    square = sum(p["sum_square"] for p in parts) / scale
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 1e-10))
     # A fixed width would depend on the longest id of the shards

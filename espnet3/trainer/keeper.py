@@ -16,7 +16,7 @@ from espnet3.trainer.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
@@ -27,7 +27,7 @@ class Interrupted(SystemExit):
 
 
 class StateKeeper(pl.Callback):
-    """Saves the full state at each epoch's end and every *seconds* within one, and stops on SIGTERM, SIGUSR2 or SIGINT.
+    """Saves the full state at each epoch's end and every *seconds* within one, and stops on SIGTERM, SIGUSR2, SIGINT or SIGHUP.
 
     All of the model's randomness in a step comes from (seed, step), the batches from (seed, epoch), so the place in the
     training is all that a checkpoint has to say about them. Lightning's own record of its loops is rewritten to say
@@ -68,6 +68,8 @@ class StateKeeper(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
+                if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue  # nohup
                 self._handlers[signum] = signal.signal(signum, self._on_signal)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:

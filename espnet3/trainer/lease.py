@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from espnet3.config.alive import process_start
 from espnet3.errors import UserError
 from espnet3.io import read_json, write_json
 
@@ -32,20 +33,24 @@ class Lease:
     """``lease.json`` in *folder* names its writer (host, pid, the process's start) and counts its heartbeats.
 
     A holder on this host is dead when its process is gone; one on another host when its heartbeat stands still for
-    `stale` seconds of this host's clock (clocks of hosts are not compared).
+    `stale` seconds of this host's clock (clocks of hosts are not compared). A living one on this host is given `patience`
+    seconds to end: it may be saving its state.
 
     Raises:
         UserError: on entering, when a living process holds the folder.
     """
 
-    def __init__(self, folder: str | os.PathLike, heartbeat: float = HEARTBEAT, stale: float = STALE):
+    def __init__(
+        self, folder: str | os.PathLike, heartbeat: float = HEARTBEAT, stale: float = STALE, patience: float = 0.0
+    ):
         self.path = Path(folder) / "lease.json"
         self.heartbeat = heartbeat
         self.stale = stale
+        self.patience = patience
         self.own = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "start": _start(os.getpid()),
+            "start": process_start(os.getpid()),
             "id": uuid.uuid4().hex,
         }
         self._beats = 0
@@ -86,7 +91,7 @@ class Lease:
             return True
 
     def _dead(self, holder: dict) -> bool:
-        return holder["host"] == self.own["host"] and _start(holder["pid"]) != holder["start"]
+        return holder["host"] == self.own["host"] and process_start(holder["pid"]) != holder["start"]
 
     def _await_death(self, holder: dict | None) -> None:
         """Return when *holder* has gone, has let go, or has shown no heartbeat for long; raise when it lives."""
@@ -95,6 +100,16 @@ class Lease:
         name = f"process {holder['pid']} on {holder['host']}"
         refusal = f"{self.path.parent}: {name} is training here; wait for it, or stop it and run again"
         if holder["host"] == self.own["host"]:
+            until = time.monotonic() + self.patience
+            if self.patience:
+                log.info("%s: waiting up to %.0f s for %s to end", self.path.parent, self.patience, name)
+            while time.monotonic() < until and not self._dead(holder):
+                time.sleep(0.1)
+                now = self._holder()
+                if now is None or now["id"] != holder["id"]:
+                    return
+            if self._dead(holder):
+                return
             raise UserError(refusal)
         log.info("%s: waiting up to %.0f s to see whether %s is alive", self.path.parent, self.stale, name)
         until = time.monotonic() + self.stale
@@ -140,19 +155,3 @@ class Lease:
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-
-
-def _start(pid: int) -> str | None:
-    """When process *pid* of this host began (a pid may be used again); None: there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            pass
-        return "running"
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]

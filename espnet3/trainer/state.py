@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,15 @@ class TrainingState:
     def records(self) -> list[dict[str, Any]]:
         """The full checkpoints, newest first: file, sha256, step, completed epochs, batches into the next epoch."""
         path = self.folder / "resume.json"
-        return read_json(path)["checkpoints"] if path.exists() else []
+        if not path.exists():
+            return []
+        try:
+            return [{key: r[key] for key in _RECORD} for r in read_json(path)["checkpoints"]]
+        except (UserError, KeyError, TypeError):
+            log.warning("%s is damaged; taking the checkpoints whose own sums are right", path)
+            return [
+                _own_record(found) for found in sorted(self.folder.glob("step-*.ckpt"), reverse=True) if _whole(found)
+            ]
 
     def verified(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest full checkpoint whose bytes are what was written; an older one, with a word, where it is torn."""
@@ -70,6 +80,7 @@ class TrainingState:
 
     def add(self, path: Path, step: int, epoch: int, batch: int) -> None:
         """Make *path*, just written, the newest checkpoint; keep the one before it, remove older ones."""
+        self.check_lease()
         record = {"file": path.name, "sha256": sha256_file(path), "step": step, "epoch": epoch, "batch": batch}
         older = [r for r in self.records() if r["file"] != path.name and (self.folder / r["file"]).exists()]
         kept = [record, *[r for r in older if r["step"] <= step][:1]]
@@ -77,6 +88,17 @@ class TrainingState:
         for old in self.folder.glob("step-*.ckpt"):
             if old.name not in {r["file"] for r in kept}:
                 old.unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of writers that died; for the lease's holder only."""
+        for path in self.folder.glob(".*.tmp"):
+            if not path.name.startswith(".lease."):
+                path.unlink(missing_ok=True)
+        for path in self.root.glob(".*.tmp"):
+            # beside this folder another training may just be publishing its own
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > 60:
+                    path.unlink()
 
     def check_lease(self) -> None:
         if self.lease is not None:
@@ -126,7 +148,7 @@ class TrainingState:
                 f"{self.folder}: no weights of the first {epochs} epochs are left; raise trainer.max_epochs"
             )
         last = self.root / "last.ckpt"
-        temporary = self.root / f".last.ckpt.{os.getpid()}.tmp"
+        temporary = self.root / f".last.ckpt.{self.hash}.tmp"
         temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             os.link(found[0], temporary)
@@ -153,6 +175,23 @@ class TrainingState:
         }
         write_json(self.root / "checkpoints.json", index)
         return index
+
+
+_RECORD = ("file", "sha256", "step", "epoch", "batch")
+
+
+def _whole(path: Path) -> bool:
+    """Whether the sums that torch's archive holds of its parts are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+def _own_record(path: Path) -> dict[str, Any]:
+    step, epoch, batch = map(int, path.stem.split("-")[1:])
+    return {"file": path.name, "sha256": sha256_file(path), "step": step, "epoch": epoch, "batch": batch}
 
 
 def best(history: list[dict[str, Any]], criteria: list) -> list[dict[str, Any]]:

@@ -46,9 +46,13 @@ class StatsRunner(BaseRunner):
         # one utterance at a time: its sums must not depend on what else is in a batch
         with torch.inference_mode():
             feats, frames = model(speech, torch.tensor([speech.size(1)]))
-            feats = feats[0, : int(frames[0])].double()
-            sums = {"sum": feats.sum(0), "sum_square": feats.square().sum(0)}
-        if not all(torch.isfinite(s).all() for s in sums.values()):
+            number = int(frames)
+            feats = feats[0, :number].double()
+            # sums as products: a quarter of the time that reductions over the longer axis take
+            ones = feats.new_ones(number)
+            sums = [ones @ feats, ones @ feats.square_()]
+        values = torch.stack(sums).numpy()
+        if not np.isfinite(values).all():
             raise UserError(f"utterance {uid} has features that are not finite; look at its audio")
-        fixed = {name: np.rint(s.numpy() * SCALE).astype(np.int64).tolist() for name, s in sums.items()}
-        return {"id": uid, "frames": int(frames[0]), **fixed}
+        fixed = np.rint(values * SCALE).astype(np.int64).tolist()
+        return {"id": uid, "frames": number, "sum": fixed[0], "sum_square": fixed[1]}

@@ -34,12 +34,12 @@ class Slurm:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def wait_for(self, what, seconds: float = 60):
+    def wait_for(self, what, seconds: float = 60, poll: float = 0.2):
         """Poll until ``what()`` is true, and return that."""
         deadline = time.monotonic() + seconds
         while not (value := what()):
             assert time.monotonic() < deadline, f"gave up after {seconds} s\n{self.command('squeue', '--states=all')}"
-            time.sleep(0.2)
+            time.sleep(poll)
         return value
 
 

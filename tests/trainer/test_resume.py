@@ -70,21 +70,6 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_is_found_again(uninterrupted,
     assert {path: path.stat().st_mtime_ns for path in state.glob("*.ckpt")} == times, "nothing was to be trained"
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before(uninterrupted, tmp_path, caplog):
-    first = make_trainer(tmp_path, 3)
-    first.extra_callbacks.append(SignalAt(7, signal.SIGTERM))
-    with pytest.raises(SystemExit):
-        first.fit()
-    state = next(tmp_path.glob("state-*"))
-    newest, older = read_json(state / "resume.json")["checkpoints"]
-    data = (state / newest["file"]).read_bytes()
-    (state / newest["file"]).write_bytes(data[: len(data) // 2])
-    make_trainer(tmp_path, 3).fit()
-    assert f"{newest['file']} is damaged" in caplog.text
-    assert older["step"] < newest["step"]
-    assert weights(tmp_path) == weights(uninterrupted)
-
-
 def test_a_finished_training_is_published_again_without_training(uninterrupted, tmp_path):
     make_trainer(tmp_path, 2).fit()
     before = weights(tmp_path)

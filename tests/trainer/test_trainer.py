@@ -227,8 +227,13 @@ class Seen(pl.Callback):
         {"sampler": {"_target_": "lhotse.dataset.DynamicBucketingSampler", "max_duration": 4.0, "num_buckets": 3}},
         {"sampler": {"_target_": "espnet3.trainer.batches.SortedPools", "max_duration": 4.0, "pool": 3}},
         {"batch_size": 6},
+        {
+            "sampler": {"type": "numel", "batch_bins": 4 * RATE},
+            "augment": [{"_target_": "espnet3.data.augment.SpeedPerturb"}],
+            "num_workers": 1,
+        },
     ],
-    ids=["lhotse", "pools", "batch_size"],
+    ids=["lhotse", "pools", "batch_size", "numel"],
 )
 def test_each_epoch_has_its_own_order_also_after_an_interruption(tmp_path, loader):
     def trained(folder, epochs: int) -> dict[int, list]:

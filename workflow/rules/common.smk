@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from base64 import urlsafe_b64encode
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -12,9 +12,13 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import ExecMode
 
+from espnet3.config.alive import enter_run
 from espnet3.config.compose import experiment_names, load_configs
 from espnet3.config.experiment import Experiment, check_corpora
+from espnet3.data.corpora.recordings import Recordings
 from espnet3.errors import UserError
+
+enter_run(main=workflow.exec_mode == ExecMode.DEFAULT)
 
 # jobs use this very Python, also where the environment is not activated
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
@@ -81,8 +85,52 @@ def execution(wildcards, input):
     )
 
 
-def corpus_files(wildcards):
-    return CORPORA[wildcards.corpus].corpus_files()
+# The user's lists and audio are no inputs of a rule: of a list, all splits would depend, and of a replaced wav none. They are
+# compared here, with what they were when the corpus was built; then only the splits whose recordings differ follow.
+@lru_cache(maxsize=None)
+def recordings(corpus):
+    e = CORPORA[corpus]
+    path = f"data/{corpus}/corpus.jsonl"
+    written = Path(f"data/{corpus}/conf/corpus.json")
+    found = Recordings(path, e.config["data"]["builder"], e.config["allow"])
+    if workflow.exec_mode == ExecMode.DEFAULT and written.exists():
+        text = written.read_text(encoding="utf-8")
+        try:
+            found.compare(configured=text == f"{slice_text(e.name, 'corpus')}\n")
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+        for change in found.changes:
+            print(f"espnet3: data/{corpus}: {change}", file=sys.stderr)
+        if found.stale:
+            workflow.dag.forcefiles.add(path)
+    return found
+
+
+# a corpus that is made again touches the splits whose recordings differ, or are not known before it has run
+def corpus_listing(wildcards):
+    corpus, split = wildcards.corpus, wildcards.split
+    path = f"data/{corpus}/corpus.jsonl"
+    written = Path(f"data/{corpus}/conf/recordings.{split}.json")
+    if not recordings(corpus).known or not written.exists():
+        return path
+    same = written.read_text(encoding="utf-8") == f"{recordings_text(corpus, split)}\n"
+    return ancient(path) if same else path
+
+
+def split_recordings(wildcards):
+    return recordings_text(wildcards.corpus, wildcards.split)
+
+
+def recordings_text(corpus, split):
+    return json.dumps(
+        {
+            "stage": f"recordings.{split}",
+            "config": {"recordings": recordings(corpus).of(split)},
+            "code": {},
+        },
+        sort_keys=True,
+        indent=1,
+    )
 
 
 def train_manifest(wildcards):
@@ -105,8 +153,26 @@ def stats_shards(wildcards):
     return experiment(wildcards).stats_shards
 
 
+def initial_weights(wildcards):
+    return experiment(wildcards).initial_weights
+
+
 def decoding_weights(wildcards):
     return experiment(wildcards).weights(wildcards.decoding)
+
+
+def decoding_language_models(wildcards):
+    return list(experiment(wildcards).language_models(wildcards.decoding).values())
+
+
+# the experiment's language model, as an option: most decodings have none
+def lm_option(wildcards, input):
+    found = experiment(wildcards).language_models(wildcards.decoding)
+    return f"--lm {found['lm']}" if "lm" in found else ""
+
+
+def lm_text(wildcards):
+    return experiment(wildcards).config["lm"]["text"] or []
 
 
 def decoding_shards(wildcards):
@@ -125,12 +191,16 @@ def packed_weights(wildcards):
 # today's would pass for fresh. Then the slices are compared here, and the stale ones are made again.
 @lru_cache(maxsize=None)
 def force_stale_slices(name):
+    e = EXPERIMENTS[name]
+    texts = {path: slice_text(name, stage) for stage, path in e.slice_files()}
+    for split in e.splits:
+        texts[e.recordings(split)] = recordings_text(e.corpus, split)
     stale = []
-    for stage, path in EXPERIMENTS[name].slice_files():
+    for path, text in texts.items():
         record = urlsafe_b64encode(path.encode()).decode()
         if Path(".snakemake/metadata", record).exists() or not Path(path).exists():
             continue
-        if Path(path).read_text(encoding="utf-8") != slice_text(name, stage) + "\n":
+        if Path(path).read_text(encoding="utf-8") != f"{text}\n":
             stale.append(path)
     if stale:
         print(
@@ -152,9 +222,22 @@ def report_changed_training_code(name):
         )
 
 
+@lru_cache(maxsize=None)
+def await_jobs_of_killed_runs():
+    if workflow.dryrun or not any(Path(".snakemake/slurm-runs").glob("*")):
+        return
+    from snakemake_executor_plugin_slurm_espnet3 import runs
+
+    try:
+        runs.await_jobs_of_killed_runs(partial(print, "espnet3:", file=sys.stderr))
+    except RuntimeError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def target_files(name, targets):
     def files(wildcards):
         if workflow.exec_mode == ExecMode.DEFAULT:
+            await_jobs_of_killed_runs()
             force_stale_slices(name)
             report_changed_training_code(name)
         return list(

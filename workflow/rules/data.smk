@@ -1,6 +1,7 @@
 # A corpus, its manifests; an experiment's tokenizer and statistics.
 localrules:
     corpus_conf,
+    recordings,
     conf,
 
 
@@ -9,6 +10,8 @@ rule corpus_conf:
         "data/{corpus}/conf/{stage}.json",
     log:
         "data/{corpus}/log/conf.{stage}.log",
+    wildcard_constraints:
+        stage="corpus|manifest",
     params:
         text=corpus_slice,
     message:
@@ -33,7 +36,6 @@ rule conf:
 rule corpus:
     input:
         conf="data/{corpus}/conf/corpus.json",
-        files=corpus_files,
     output:
         "data/{corpus}/corpus.jsonl",
     log:
@@ -48,10 +50,26 @@ rule corpus:
         "python -m espnet3 corpus --conf {input.conf} --output {output} --execution {params.execution:q} 2>&1 | tee {log}"
 
 
+rule recordings:
+    input:
+        corpus_listing,
+    output:
+        "data/{corpus}/conf/recordings.{split}.json",
+    log:
+        "data/{corpus}/log/recordings.{split}.log",
+    params:
+        text=split_recordings,
+    message:
+        "{rule}: {output}"
+    shell:
+        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
+
+
 rule manifest:
     input:
         conf="data/{corpus}/conf/manifest.json",
-        corpus="data/{corpus}/corpus.jsonl",
+        recordings="data/{corpus}/conf/recordings.{split}.json",
+        corpus=corpus_listing,
     output:
         manifest="data/{corpus}/{split}.jsonl.gz",
         rejected="data/{corpus}/{split}.rejected.jsonl",

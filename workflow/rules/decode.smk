@@ -10,6 +10,7 @@ rule decode_shard:
         manifest=test_manifest,
         weights=decoding_weights,
         tokens=tokenizer_files,
+        language_models=decoding_language_models,
     output:
         "exp/{exp}/decode/{decoding}/{split}/shard-{i}-of-{n}.jsonl",
     log:
@@ -18,11 +19,13 @@ rule decode_shard:
         "exp/{exp}/benchmark/decode.{decoding}.{split}.{i}-of-{n}.tsv"
     params:
         execution=execution,
+        lm=lm_option,
     message:
         "{rule}: {output}"
     shell:
-        "python -m espnet3 decode --conf {input.conf} --manifest {input.manifest} --weights {input.weights}"
+        "python -m espnet3 decode {params.lm} --conf {input.conf} --manifest {input.manifest} --weights {input.weights}"
         " --tokens exp/{wildcards.exp}/tokenizer --shard {wildcards.i} --of {wildcards.n} --output {output}"
+        " --encoded exp/{wildcards.exp}/encoded"
         " --execution {params.execution:q} > {log} 2>&1"
 
 
@@ -47,6 +50,7 @@ rule score:
         conf="exp/{exp}/conf/score.json",
         manifest=test_manifest,
         hypotheses="exp/{exp}/decode/{decoding}/{split}/hyp.jsonl",
+        tokens=tokenizer_files,
     output:
         metrics="exp/{exp}/score/{decoding}/{split}/metrics.json",
         hyp="exp/{exp}/score/{decoding}/{split}/hyp.trn",
@@ -60,4 +64,5 @@ rule score:
         "{rule}: {output}"
     shell:
         "python -m espnet3 score --conf {input.conf} --manifest {input.manifest} --hypotheses {input.hypotheses}"
-        " --output-dir exp/{wildcards.exp}/score/{wildcards.decoding}/{wildcards.split} > {log} 2>&1"
+        " --output-dir exp/{wildcards.exp}/score/{wildcards.decoding}/{wildcards.split}"
+        " --tokens exp/{wildcards.exp}/tokenizer > {log} 2>&1"

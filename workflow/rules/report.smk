@@ -27,6 +27,7 @@ rule pack:
         conf="exp/{exp}/conf/pack.json",
         weights=packed_weights,
         tokens=tokenizer_files,
+        train=train_manifest,
         metrics=all_metrics,
     output:
         "exp/{exp}/pack/model.safetensors",
@@ -42,4 +43,5 @@ rule pack:
         "{rule}: {output}"
     shell:
         "python -m espnet3 pack --conf {input.conf} --experiment {wildcards.exp} --weights {input.weights}"
-        " --tokens exp/{wildcards.exp}/tokenizer --output-dir exp/{wildcards.exp}/pack {input.metrics} > {log} 2>&1"
+        " --tokens exp/{wildcards.exp}/tokenizer --train {input.train} --output-dir exp/{wildcards.exp}/pack"
+        " {input.metrics} > {log} 2>&1"

@@ -1,9 +1,7 @@
 # `exp/<experiment>/<stage>` as a target, and once more with the slash that Tab completion adds: a rule of that very name,
 # without an output, since a directory cannot be a target while the files inside it are made by rules.
-from espnet3.config.experiment import TARGETS
-
 for e in EXPERIMENTS.values():
-    for target in TARGETS:
+    for target in e.targets:
         for slash in ("", "/"):
 
             rule:
