@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= asr
 PROFILE ?= local
+# a file of tests stays on one process; those that wait for SLURM leave the cores to the others
+PYTEST_ARGS ?= -n 3 --dist loadfile
 
 .PHONY: help install decode test lint docs clean
 
@@ -31,7 +33,7 @@ decode: install
 	@echo "report: exp/$(EXPERIMENT)/report/index.html"
 
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

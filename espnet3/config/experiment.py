@@ -15,7 +15,8 @@ from espnet3.errors import UserError
 log = logging.getLogger(__name__)
 
 # the targets `exp/<experiment>/<stage>`, in the order in which their files are made
-TARGETS = ("manifests", "tokenizer", "stats", "train", "average", "decode", "score", "report", "pack")
+TARGETS = ("manifests", "tokenizer", "stats", "train", "average", "lm", "decode", "score", "report", "pack")
+LM_FILES = ("last.ckpt", "checkpoints.json", "lm.safetensors")
 SCORE_FILES = ("metrics.json", "hyp.trn", "ref.trn", "alignment.txt")
 PACK_FILES = ("model.safetensors", "config.json", "tokens.txt", "metrics.json", "README.md")
 
@@ -36,6 +37,16 @@ class Experiment:
     def manifest(self, split: str) -> str:
         return f"data/{self.corpus}/{split}.jsonl.gz"
 
+    def recordings(self, split: str) -> str:
+        """The file that says which recordings the split has: what its manifest depends on."""
+        return f"data/{self.corpus}/conf/recordings.{split}.json"
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that the experiment uses."""
+        data = self.config["data"]
+        return list(dict.fromkeys([data["train"], data["valid"], *self.test_sets]))
+
     @cached_property
     def decodings(self) -> dict[str, dict[str, Any]]:
         """``{name: settings}`` of each decoding."""
@@ -54,8 +65,31 @@ class Experiment:
         n = self.config["stats"]["shards"]
         return [f"{self.root}/stats/shard-{i}-of-{n}.npz" for i in range(1, n + 1)]
 
+    @property
+    def initial_weights(self) -> list[str]:
+        """The checkpoint that training begins from (``init``), which may be another experiment's."""
+        init = self.config.get("init")
+        path = init.get("path") if isinstance(init, dict) else init
+        return [path] if path else []
+
     def weights(self, decoding: str) -> str:
         return f"{self.root}/average/{self.decodings[decoding]['average']}.safetensors"
+
+    @property
+    def targets(self) -> list[str]:
+        """The stages that the experiment has."""
+        return [target for target in TARGETS if target != "lm" or "lm" in self.config]
+
+    @property
+    def lm_files(self) -> list[str]:
+        """What the training of the language model leaves; nothing where there is none."""
+        return [f"{self.root}/lm/{name}" for name in LM_FILES] if "lm" in self.config else []
+
+    def language_models(self, decoding: str) -> dict[str, str]:
+        """``{"lm": weights, "ngram": ARPA file}``, those of them that a decoding reads."""
+        settings = self.decodings[decoding]
+        found = {"lm": f"{self.root}/lm/lm.safetensors"} if settings.get("lm_weight") else {}
+        return found | ({"ngram": settings["ngram"]} if settings.get("ngram") else {})
 
     def shards(self, decoding: str, test_set: str) -> list[str]:
         n = self.decodings[decoding]["shards"]
@@ -80,16 +114,15 @@ class Experiment:
         nothing missing, and does nothing.
         """
         conf = [f"{self.root}/conf/{stage}.json" for stage in ("tokenizer", "stats", "train", "average", "score")]
-        manifests = (self.train_manifest, self.valid_manifest, *(self.manifest(t) for t in self.test_sets))
-        data = list(dict.fromkeys(manifests))
         own: dict[str, list[str]] = {
             "manifests": [f"data/{self.corpus}/conf/{s}.json" for s in ("corpus", "manifest")]
             + [f"data/{self.corpus}/corpus.jsonl"]
-            + data,
+            + [path for split in self.splits for path in (self.recordings(split), self.manifest(split))],
             "tokenizer": [conf[0], *self.tokenizer_files],
             "stats": [conf[1], *self.stats_shards, f"{self.root}/stats/cmvn.npz"],
             "train": [conf[2], *(f"{self.root}/checkpoints/{name}" for name in ("last.ckpt", "checkpoints.json"))],
             "average": [conf[3], *dict.fromkeys(self.weights(name) for name in self.decodings)],
+            "lm": [f"{self.root}/conf/lm.json"] * bool(self.lm_files) + self.lm_files,
             "decode": [f"{self.root}/conf/decode.{name}.json" for name in self.decodings]
             + [path for pair in self.pairs for path in [*self.shards(*pair), self.hypotheses(*pair)]],
             "score": [conf[4]] + [f"{self.root}/score/{d}/{t}/{f}" for d, t in self.pairs for f in SCORE_FILES],
@@ -102,7 +135,8 @@ class Experiment:
 
     def slice_files(self) -> list[tuple[str, str]]:
         """``(stage, path)`` of every slice file of this experiment, its corpus's among them."""
-        stages = ["tokenizer", "stats", "train", "average", *(f"decode.{name}" for name in self.decodings), "score"]
+        decodings = [f"decode.{name}" for name in self.decodings]
+        stages = ["tokenizer", "stats", "train", "average", *(["lm"] if self.lm_files else []), *decodings, "score"]
         own = [(stage, f"{self.root}/conf/{stage}.json") for stage in [*stages, "report", "pack"]]
         return [(stage, f"data/{self.corpus}/conf/{stage}.json") for stage in ("corpus", "manifest")] + own
 
@@ -134,16 +168,6 @@ class Experiment:
             return []
         new = stage_code(self.config, "train")
         return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-
-    def corpus_files(self) -> list[str]:
-        """The user's own files that the corpus is read from: what ``path`` and ``dirs`` of ``data.builder`` name."""
-        builder = self.config["data"]["builder"]
-        found = []
-        for named in (builder.get("path"), builder.get("dirs")):
-            paths = named.values() if isinstance(named, dict) else [named] if isinstance(named, str) else []
-            for path in map(Path, paths):
-                found += sorted(map(str, filter(Path.is_file, path.iterdir()))) if path.is_dir() else [str(path)]
-        return found
 
     def data_key(self) -> dict[str, Any]:
         """What the files under ``data/<corpus>`` depend on."""

@@ -17,10 +17,14 @@ from espnet3.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Stage:
-    """The dotted keys that a stage reads, and the module whose import closure is its code."""
+    """The dotted keys that a stage reads, and the module whose import closure is its code.
+
+    ``runs_targets`` says whether what the ``_target_`` of those keys name is run, too, or only written down.
+    """
 
     keys: tuple[str, ...]
     module: str
+    runs_targets: bool = True
 
 
 STAGES = {
@@ -38,8 +42,11 @@ STAGES = {
             "data.sampling_rate",
             "tokenizer",
             "model",
+            "init",
             "optimizer",
             "scheduler",
+            "optimizers",
+            "schedulers",
             "dataloader",
             "trainer",
             "best_model_criterion",
@@ -47,13 +54,15 @@ STAGES = {
         "espnet3.stages.train",
     ),
     "average": Stage((), "espnet3.stages.average"),
+    "lm": Stage(("seed", "allow", "tokenizer", "lm"), "espnet3.stages.lm"),
     "decode": Stage(("allow", "data.sampling_rate", "tokenizer", "model"), "espnet3.stages.decode"),
-    "score": Stage(("score",), "espnet3.stages.score"),
+    "score": Stage(("score", "tokenizer"), "espnet3.stages.score"),
     "report": Stage(
         ("data", "tokenizer", "model", "optimizer", "scheduler", "dataloader", "trainer", "decode", "seed"),
         "espnet3.stages.report",
+        runs_targets=False,
     ),
-    "pack": Stage(("data.sampling_rate", "tokenizer", "model", "decode"), "espnet3.stages.pack"),
+    "pack": Stage(("data.sampling_rate", "tokenizer", "model", "decode"), "espnet3.stages.pack", runs_targets=False),
 }
 
 
@@ -85,6 +94,8 @@ def config_slice(config: dict[str, Any], stage: str) -> dict[str, Any]:
             raise UserError(f"no decoding '{variant}'{did_you_mean(variant, variants)}")
         # the number of shards stands in their names; the decoding's weights are an input
         chosen["decode"] = {k: v for k, v in variants[variant].items() if k != "shards"}
+        if variants[variant].get("lm_weight"):
+            chosen["lm"] = {"model": config["lm"]["model"]}
     return chosen
 
 
@@ -104,4 +115,5 @@ def slice_text(config: dict[str, Any], stage: str, code: dict[str, str] | None =
 
 def stage_code(config: dict[str, Any], stage: str) -> dict[str, str]:
     """``{module: digest}`` of the code that *stage* runs under this configuration."""
-    return code_digests([STAGES[stage.partition(".")[0]].module], config_slice(config, stage))
+    known = STAGES[stage.partition(".")[0]]
+    return code_digests([known.module], config_slice(config, stage) if known.runs_targets else None)

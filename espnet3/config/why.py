@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overrides", default="", help='as for Snakemake: "decode.beam=4"')
     parser.add_argument("--retrain", action="store_true", help="act on a change of training code, too")
     arguments = parser.parse_args(list(argv))
-    jobs = dry_run(arguments.target, arguments.overrides, arguments.retrain)
+    jobs, changes = dry_run(arguments.target, arguments.overrides, arguments.retrain)
     experiments = {
         name: Experiment(name, config, retrain=arguments.retrain)
         for name, config in load_configs(experiment_names(), arguments.overrides).items()
     }
     if not jobs:
         print(f"{arguments.target}: nothing to be done")
-    for line in explain(jobs, experiments):
+    for line in [*changes, *explain(jobs, experiments)]:
         print(line)
     for experiment in experiments.values():
         if arguments.target.rstrip("/").split("/")[:2] == ["exp", experiment.name]:
@@ -44,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def dry_run(target: str, overrides: str = "", retrain: bool = False) -> list[dict[str, Any]]:
-    """The jobs that Snakemake would run for *target*: ``{"rule", "output": [...], "reason"}`` in its order.
+def dry_run(target: str, overrides: str = "", retrain: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """The jobs that Snakemake would run for *target*: ``{"rule", "output": [...], "reason"}`` in its order; and what the
+    workflow says of the corpora's own files that have changed.
 
     Raises:
         UserError: Snakemake refuses the target; its message.
@@ -60,14 +61,17 @@ def dry_run(target: str, overrides: str = "", retrain: bool = False) -> list[dic
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         raise UserError(" ".join(lines[-3:]))
     jobs: list[dict[str, Any]] = []
+    changes: list[str] = []
     for line in done.stdout.splitlines():
+        if line.startswith("espnet3: data/"):
+            changes.append(line.removeprefix("espnet3: "))
         # the rules' own `message:`, and the line that Snakemake puts after it
         match = re.match(r"Job \d+: (\w+): (\S.*)$", line)
         if match:
             jobs.append({"rule": match.group(1), "output": match.group(2).split(), "reason": ""})
         elif jobs and line.startswith("Reason: ") and not jobs[-1]["reason"]:
             jobs[-1]["reason"] = line.removeprefix("Reason: ")
-    return jobs
+    return jobs, changes
 
 
 def explain(jobs: list[dict[str, Any]], experiments: dict[str, Experiment]) -> list[str]:
@@ -82,9 +86,20 @@ def explain(jobs: list[dict[str, Any]], experiments: dict[str, Experiment]) -> l
             for output in outputs:
                 lines.append(f"{output}:")
                 lines += [f"    {change}" for change in _slice_changes(output, experiments)]
+        elif rule == "recordings":
+            lines.append(f"{shown}: other recordings, or other audio in them")
         else:
-            lines.append(f"{shown}: {reason}")
+            lines.append(f"{shown}: {reason}{_shards_before(outputs[0])}")
     return lines
+
+
+def _shards_before(path: str) -> str:
+    """``, shards: 2 → 3`` where *path* is a shard of a number of them, and those of another number are there."""
+    match = re.fullmatch(r"(.*/shard-)\d+(-of-)(\d+)(\.\w+)", path)
+    if not match or Path(path).exists():
+        return ""
+    others = {other.stem.rpartition("-")[2] for other in Path(path).parent.glob("shard-*" + match[4])} - {match[3]}
+    return f", shards: {' and '.join(sorted(others))} → {match[3]}" if others else ""
 
 
 def _short(reason: str) -> str:
@@ -98,7 +113,10 @@ def _short(reason: str) -> str:
         named = slices or names[:1]
         more = len(names) - len(named)
         direct.append("follows " + ", ".join(named) + (f" and {more} more" if more else ""))
-    return "; ".join(re.sub(r"^(Missing output files): .*", r"\1", part) for part in direct)
+    clauses = ((r"^Missing output files: .*", "missing"), (r"^Forced execution$", "its sources have changed"))
+    for pattern, clause in clauses:
+        direct = [re.sub(pattern, clause, part) for part in direct]
+    return "; ".join(direct)
 
 
 def _slice_changes(path: str, experiments: dict[str, Experiment]) -> list[str]:

@@ -8,8 +8,10 @@ from typing import Any
 _WHERE = {
     "DecodeProvider": "espnet3.inference.provider",
     "DecodeRunner": "espnet3.inference.runner",
+    "LongForm": "espnet3.inference.longform",
     "Recogniser": "espnet3.inference.pretrained",
     "Result": "espnet3.inference.pretrained",
+    "Segment": "espnet3.inference.longform",
     "from_pretrained": "espnet3.inference.pretrained",
 }
 

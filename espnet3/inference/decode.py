@@ -7,23 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
+from espnet3.inference.encoded import encode_batch
 from espnet3.inference.search import Hypothesis, Search
+from espnet3.inference.timestamps import Alignment, ctc_align, token_times, words_of
 
 # float32 sums differ in the sixth digit or so with the shapes of a batch; what is written should not
 DECIMALS = 3
 
 
-@torch.inference_mode()
 def decode_batch(
     waveforms: Sequence[np.ndarray], model: Any, search: Search, device: torch.device | str = "cpu"
 ) -> list[list[Hypothesis]]:
     """The n best hypotheses of each waveform (float32 (T,), at the model's sampling rate), best first."""
-    tensors = [torch.as_tensor(np.asarray(w, dtype=np.float32)) for w in waveforms]
-    lengths = torch.tensor([t.numel() for t in tensors])
-    speech = pad_sequence(tensors, batch_first=True)
-    return search(*model.encode(speech.to(device), lengths.to(device)))
+    with torch.inference_mode():
+        return search(*encode_batch(waveforms, model, device))
+
+
+@torch.inference_mode()
+def align_batch(
+    encoded: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]], model: Any
+) -> list[Alignment | None]:
+    """The CTC alignment of each utterance's labels, see :func:`espnet3.inference.timestamps.ctc_align`."""
+    return ctc_align(model.ctc.log_softmax(encoded), lengths.tolist(), labels, model.blank)
 
 
 def to_record(uid: str, nbest: list[Hypothesis], tokenizer: Any) -> dict[str, Any]:
@@ -41,3 +48,11 @@ def describe(hypothesis: Hypothesis, tokenizer: Any) -> dict[str, Any]:
     scores = {"score": hypothesis.score} | {k: v for k, v in hypothesis.scores.items() if k != "length"}
     # a sum of zero turns -0.0 into 0.0
     return {"text": tokenizer.decode(hypothesis.tokens)} | {k: round(v, DECIMALS) + 0.0 for k, v in scores.items()}
+
+
+def describe_times(
+    labels: Sequence[int], alignment: Alignment | None, tokenizer: Any, seconds: float
+) -> dict[str, Any]:
+    """``"times"``, [start, end] of each token, and ``"words"``, in seconds; null and empty where it is not aligned."""
+    words = words_of(labels, alignment, tokenizer, seconds)
+    return {"times": token_times(alignment, seconds), "words": [word.as_dict() for word in words]}

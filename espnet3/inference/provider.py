@@ -14,6 +14,7 @@ from torch import nn
 from espnet3.config.instantiate import instantiate
 from espnet3.errors import UserError
 from espnet3.inference.search import build_search
+from espnet3.inference.timestamps import frame_seconds
 from espnet3.parallel import InferenceProvider
 from espnet3.text.tokenizer import Tokenizer
 
@@ -66,11 +67,12 @@ def load_model(
 
 
 class DecodeProvider(InferenceProvider):
-    """``{"dataset", "model", "tokenizer", "search", "device"}`` for :class:`espnet3.inference.runner.DecodeRunner`.
+    """``{"dataset", "model", "tokenizer", "search", "device"}`` for :class:`espnet3.inference.runner.DecodeRunner`, and
+    ``frame_seconds`` where the decoding wants timestamps.
 
     Args:
         config: ``conf`` (the decode stage's slice), ``manifest``, ``weights`` (safetensors), ``tokens`` (the
-            tokenizer's folder) and ``execution``.
+            tokenizer's folder), ``execution``, and ``lm`` (safetensors) where the decoding has an ``lm_weight``.
         params: further entries of the environment.
     """
 
@@ -94,5 +96,13 @@ class DecodeProvider(InferenceProvider):
         conf = self.config["conf"]
         env = super().build_env_local()
         tokenizer = Tokenizer.load(self.config["tokens"], conf["tokenizer"]["type"])
-        search = build_search(env["model"], conf["decode"])
-        return {"tokenizer": tokenizer, "search": search, "device": pick_device(self.config.get("execution")), **env}
+        device = pick_device(self.config.get("execution"))
+        lm = None
+        if conf["decode"].get("lm_weight") and self.config.get("lm"):
+            allow = tuple(conf.get("allow", ()))
+            lm = load_model(conf["lm"]["model"], len(tokenizer), self.config["lm"], device, allow)
+        search = build_search(env["model"], conf["decode"], lm=lm, tokens=tokenizer.tokens)
+        timing = {}
+        if conf["decode"].get("timestamps"):
+            timing = {"frame_seconds": frame_seconds(env["model"], conf["data"]["sampling_rate"])}
+        return {"tokenizer": tokenizer, "search": search, "device": device, **timing, **env}

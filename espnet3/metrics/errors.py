@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jiwer
 
@@ -38,7 +37,7 @@ class Counts:
 
 @dataclass
 class UtteranceScore:
-    """One utterance's words and characters against its reference."""
+    """One utterance's words, characters and tokens (None: there is no tokenizer) against its reference."""
 
     uid: str
     speaker: str
@@ -47,33 +46,43 @@ class UtteranceScore:
     words: Counts
     characters: Counts
     alignment: list[Aligned] = field(default_factory=list)
-
-
-def normalize(text: str, how: str = "none") -> str:
-    """``none``: white space alone is made single. ``basic``: also NFKC, lower case, and no punctuation but the
-    apostrophes and hyphens inside words."""
-    if how == "basic":
-        text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-        text = re.sub(r"(?<!\w)['-]|['-](?!\w)", " ", text)
-        text = "".join(" " if unicodedata.category(c)[0] in "PS" and c not in "'-" else c for c in text)
-    return " ".join(text.split())
+    tokens: Counts | None = None
 
 
 def score_utterances(
-    utterances: Sequence[tuple[str, str, str, str]],
+    utterances: Sequence[tuple[str, str, str, str]], tokenize: Callable[[str], list[str]] | None = None
 ) -> list[UtteranceScore]:
-    """Align (id, speaker, reference, hypothesis), texts with single spaces; a space counts as a character."""
+    """Align (id, speaker, reference, hypothesis), texts with single spaces; a space counts as a character.
+
+    Args:
+        tokenize: text to tokens, for the token error rate.
+    """
     if not utterances:
         return []
     references = [u[2] for u in utterances]
     hypotheses = [u[3] for u in utterances]
     words = jiwer.process_words(references, hypotheses)
     characters = jiwer.process_characters(references, hypotheses)
+    tokens = None
+    if tokenize is not None:
+        tokens = jiwer.process_words(
+            *([" ".join(tokenize(text)) for text in texts] for texts in (references, hypotheses))
+        )
     scored = []
     for i, (uid, speaker, reference, hypothesis) in enumerate(utterances):
         alignment = _pairs(words.alignments[i], words.references[i], words.hypotheses[i])
-        pairs = _pairs(characters.alignments[i], characters.references[i], characters.hypotheses[i])
-        scored.append(UtteranceScore(uid, speaker, reference, hypothesis, _count(alignment), _count(pairs), alignment))
+        scored.append(
+            UtteranceScore(
+                uid=uid,
+                speaker=speaker,
+                reference=reference,
+                hypothesis=hypothesis,
+                words=_count(words.alignments[i]),
+                characters=_count(characters.alignments[i]),
+                alignment=alignment,
+                tokens=_count(tokens.alignments[i]) if tokens is not None else None,
+            )
+        )
     return scored
 
 
@@ -97,18 +106,28 @@ def _pairs(chunks: Sequence, reference: Sequence[str], hypothesis: Sequence[str]
     return pairs
 
 
-def _count(alignment: Sequence[Aligned]) -> Counts:
-    kinds = [kind for kind, _, _ in alignment]
-    number = {kind: kinds.count(kind) for kind in "CSID"}
-    return Counts(len(kinds) - number["I"], number["C"], number["S"], number["I"], number["D"])
+def _count(chunks: Iterable) -> Counts:
+    counts = Counts()
+    for chunk in chunks:
+        reference = chunk.ref_end_idx - chunk.ref_start_idx
+        counts.length += reference
+        if chunk.type == "insert":
+            counts.insertions += chunk.hyp_end_idx - chunk.hyp_start_idx
+        elif chunk.type == "delete":
+            counts.deletions += reference
+        elif chunk.type == "substitute":
+            counts.substitutions += reference
+        else:
+            counts.hits += reference
+    return counts
 
 
-def summarise(scored: Sequence[UtteranceScore]) -> dict[str, float | int]:
-    """The content of ``metrics.json``; rates are fractions, characters include the spaces between words."""
+def summarise(scored: Sequence[UtteranceScore]) -> dict[str, Any]:
+    """The counts and rates of ``metrics.json``; rates are fractions, characters include the spaces between words."""
     words = sum((s.words for s in scored), Counts())
     characters = sum((s.characters for s in scored), Counts())
     wrong = sum(s.reference != s.hypothesis for s in scored)
-    return {
+    metrics = {
         "wer": round(words.rate, 6),
         "cer": round(characters.rate, 6),
         "ser": round(wrong / len(scored), 6) if scored else 0.0,
@@ -125,3 +144,19 @@ def summarise(scored: Sequence[UtteranceScore]) -> dict[str, float | int]:
         "character_insertions": characters.insertions,
         "character_deletions": characters.deletions,
     }
+    if scored and all(s.tokens is not None for s in scored):
+        tokens = sum((s.tokens for s in scored), Counts())
+        metrics |= {"ter": round(tokens.rate, 6), "tokens": tokens.length, "token_errors": tokens.errors}
+    return metrics
+
+
+def by_speaker(scored: Sequence[UtteranceScore]) -> dict[str, dict[str, Any]]:
+    """Each speaker's rates and counts, by name; empty where every utterance has a speaker of its own."""
+    groups: dict[str, list[UtteranceScore]] = {}
+    for s in scored:
+        groups.setdefault(s.speaker, []).append(s)
+    if len(groups) == len(scored) and len(scored) > 1:
+        return {}
+    kept = ("wer", "cer", "ser", "utterances", "words", "substitutions", "insertions", "deletions")
+    table = {name: summarise(group) for name, group in sorted(groups.items())}
+    return {name: {key: metrics[key] for key in kept} for name, metrics in table.items()}

@@ -35,7 +35,8 @@ TEMPLATE = """<!doctype html>
 <section>
   <h2>Error rates</h2>
   <div class="scroll"><table>
-    <thead><tr><th>Test set</th><th>Decoding</th><th class="n">WER %</th><th></th><th class="n">CER %</th>
+    <thead><tr><th>Test set</th><th>Decoding</th><th class="n">WER %</th><th class="n">95 %</th><th></th>
+      <th class="n">CER %</th>{% if ter %}<th class="n">TER %</th>{% endif %}
       <th class="n">SER %</th><th class="n">Sub</th><th class="n">Ins</th><th class="n">Del</th>
       <th class="n">Words</th><th class="n">Utterances</th></tr></thead>
     {%- for test_set, group in groups %}
@@ -44,9 +45,10 @@ TEMPLATE = """<!doctype html>
     {%- set m = row.metrics %}
     <tr{% if row is sameas group.best %} class="best"{% endif %}>
       <th scope="row">{{ test_set if loop.first else "" }}</th><td>{{ row.decoding }}</td>
-      <td class="n wer">{{ percent(m.wer) }}</td>
+      <td class="n wer">{{ percent(m.wer) }}</td><td class="n">{{ row.interval }}</td>
       <td class="bar" aria-hidden="true"><i style="width:{{ '%.1f' % (100 * m.wer / top) }}%"></i></td>
-      <td class="n">{{ percent(m.cer) }}</td><td class="n">{{ percent(m.ser) }}</td>
+      <td class="n">{{ percent(m.cer) }}</td>
+      {%- if ter %}<td class="n">{{ percent(m.ter) }}</td>{% endif %}<td class="n">{{ percent(m.ser) }}</td>
       <td class="n">{{ whole(m.substitutions) }}</td><td class="n">{{ whole(m.insertions) }}</td>
       <td class="n">{{ whole(m.deletions) }}</td><td class="n">{{ whole(m.words) }}</td>
       <td class="n">{{ whole(m.utterances) }}</td>
@@ -57,8 +59,40 @@ TEMPLATE = """<!doctype html>
   </table></div>
   <p class="note">WER: substitutions, insertions and deletions for each reference word. CER counts the spaces between
   words. SER: share of utterances with an error.{% if normalized %} Both sides normalised ({{ normalized }}).{% endif %}
-  The best decoding of each test set is in bold.</p>
+  The best decoding of each test set is in bold.{% if bootstrap %} 95 %: the WER's confidence interval (bootstrap by
+  {{ bootstrap.by }}, {{ bootstrap.samples }} draws).{% endif %}{% if ter %} TER counts the tokenizer's tokens.{% endif %}</p>
+  {%- if differences %}
+  <ul class="note">
+  {%- for line in differences %}
+    <li>{{ line }}</li>
+  {%- endfor %}
+  </ul>
+  {%- endif %}
 </section>
+
+{%- for row in rows if row.metrics.speakers %}
+{%- if loop.first %}
+<section>
+  <h2>By speaker</h2>
+{%- endif %}
+  <details><summary>{{ row.decoding }}, {{ row.test_set }}: {{ row.metrics.speakers | length }} speakers</summary>
+  <div class="scroll"><table class="speakers">
+    <thead><tr><th>Speaker</th><th class="n">WER %</th><th class="n">CER %</th><th class="n">SER %</th>
+      <th class="n">Sub</th><th class="n">Ins</th><th class="n">Del</th><th class="n">Words</th>
+      <th class="n">Utterances</th></tr></thead>
+    <tbody>
+    {%- for name, m in worst_speakers(row.metrics.speakers) %}
+    <tr><th scope="row">{{ name }}</th><td class="n">{{ percent(m.wer) }}</td><td class="n">{{ percent(m.cer) }}</td>
+      <td class="n">{{ percent(m.ser) }}</td><td class="n">{{ whole(m.substitutions) }}</td>
+      <td class="n">{{ whole(m.insertions) }}</td><td class="n">{{ whole(m.deletions) }}</td>
+      <td class="n">{{ whole(m.words) }}</td><td class="n">{{ whole(m.utterances) }}</td></tr>
+    {%- endfor %}
+    </tbody>
+  </table></div></details>
+{%- if loop.last %}
+</section>
+{%- endif %}
+{%- endfor %}
 
 {%- if curves %}
 <section>
@@ -147,6 +181,7 @@ def render(
     costs: Sequence[Kind] = (),
     index: Mapping[str, Any] | None = None,
     configuration: str = "",
+    differences: Sequence[str] = (),
 ) -> str:
     """The page.
 
@@ -155,6 +190,7 @@ def render(
         worst: for each decoding its worst utterances.
         index: ``checkpoints.json``.
         configuration: shown as it is.
+        differences: a line for each test of a decoding against the best of its test set.
     """
     import jinja2
 
@@ -164,9 +200,14 @@ def render(
     best = {name: min(group, key=lambda row: row.metrics["wer"]) for name, group in groups.items()}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
     environment.globals |= {"percent": _percent, "whole": _whole, "duration": duration, "megabytes": megabytes}
+    environment.globals["worst_speakers"] = _worst_speakers
     return environment.from_string(TEMPLATE).render(
         experiment=experiment,
         style=STYLE,
+        rows=rows,
+        differences=differences,
+        ter=any("ter" in row.metrics and row.metrics["ter"] != row.metrics.get("cer") for row in rows),
+        bootstrap=next((i for row in rows if (i := row.metrics.get("intervals"))), None),
         tiles=_tiles(best, costs, index or {}),
         groups=[(name, {"rows": group, "best": best[name]}) for name, group in groups.items()],
         top=max((row.metrics["wer"] for row in rows), default=0) or 1.0,
@@ -201,6 +242,10 @@ def _tiles(best: Mapping[str, Row], costs: Sequence[Kind], index: Mapping[str, A
             {"label": "CPU time" if cpu else "Time", "value": duration(total), "unit": "", "note": f"{jobs} jobs"}
         )
     return tiles
+
+
+def _worst_speakers(speakers: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    return sorted(speakers.items(), key=lambda item: (-item[1]["wer"], item[0]))
 
 
 def _percent(rate: Any) -> str:

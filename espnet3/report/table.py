@@ -12,7 +12,7 @@ from typing import Any
 from espnet3.errors import UserError
 from espnet3.io import read_json
 
-HEADER = ("decoding", "test set", "utterances", "words", "WER %", "CER %", "SER %", "sub", "ins", "del")
+HEADER = ("decoding", "test set", "utterances", "words", "WER %", "95 %", "CER %", "SER %", "sub", "ins", "del")
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,23 @@ class Row:
     folder: Path
 
     @property
+    def interval(self) -> str:
+        """The WER's confidence interval, in percent."""
+        edges = (self.metrics.get("intervals") or {}).get("wer")
+        return f"{100 * edges[0]:.2f}-{100 * edges[1]:.2f}" if edges else "-"
+
+    @property
     def cells(self) -> tuple[str, ...]:
         m = self.metrics
         counts = (m.get("utterances"), m.get("words"))
         rates = (m["wer"], m.get("cer"), m.get("ser"))
         errors = (m.get("substitutions"), m.get("insertions"), m.get("deletions"))
+        cells = ["-" if r is None else f"{100 * r:.2f}" for r in rates]
         return (
             self.decoding,
             self.test_set,
             *("-" if n is None else f"{n:,}" for n in counts),
-            *("-" if r is None else f"{100 * r:.2f}" for r in rates),
+            *(cells[0], self.interval, *cells[1:]),
             *("-" if n is None else f"{n:,}" for n in errors),
         )
 

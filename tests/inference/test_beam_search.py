@@ -2,17 +2,25 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference_search import TinyDecoder, ctc_prefix, search
 
 from espnet3.inference.search import BeamSearch, CTCPrefixScorer, DecoderScorer, ctc_greedy
+from espnet3.inference.search.build import attention_scorer
+from espnet3.models.decoder import TransformerDecoder
 
 SIZE = 8
 
 
-def task(seed, vocabulary, frames, sharpness=2.0):
+def task(seed, vocabulary, frames, sharpness=2.0, transformer=False):
     """A random decoder, encoder outputs of the given lengths, and a CTC layer."""
     torch.manual_seed(seed)
     decoder = TinyDecoder(vocabulary, SIZE)
+    if transformer:
+        decoder = TransformerDecoder(SIZE, 2, 16, 2, vocab_size=vocabulary).double().eval()
+        with torch.no_grad():
+            decoder.output.weight.mul_(6)
     layer = torch.nn.Linear(SIZE, vocabulary).double()
     with torch.no_grad():
         layer.weight.mul_(sharpness * 2)
@@ -28,7 +36,7 @@ def batched(decoder, log_softmax, encoded, *, ctc_weight, batch, padding=0, orde
     vocabulary = log_softmax(encoded[0]).size(-1)
     scorers = {
         "ctc": CTCPrefixScorer(log_softmax, eos=vocabulary - 1),
-        "att": DecoderScorer(decoder, sos=vocabulary - 1),
+        "att": attention_scorer(decoder, sos=vocabulary - 1),
     }
     run = BeamSearch(scorers, {"ctc": ctc_weight, "att": 1 - ctc_weight}, eos=vocabulary - 1, **options)
     order = order or list(range(len(encoded)))
@@ -81,17 +89,55 @@ def test_against_the_plain_search(options, seed):
         assert_same(found, possible[:3])
 
 
-def test_batch_order_and_padding_change_nothing():
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_random_models_and_lengths_against_the_plain_search(data):
+    frames = data.draw(st.lists(st.integers(1, 16), min_size=1, max_size=5), label="frames")
+    vocabulary = data.draw(st.sampled_from([4, 7, 24]), label="vocabulary")
+    options = {
+        "ctc_weight": data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]), label="ctc_weight"),
+        "beam": data.draw(st.integers(1, 6), label="beam"),
+        "length_bonus": data.draw(st.sampled_from([0.0, 0.4, -0.3]), label="length_bonus"),
+    }
+    seed, slots = data.draw(st.integers(0, 2**31), label="seed"), data.draw(st.integers(0, 3), label="slots")
+    decoder, log_softmax, encoded = task(seed, vocabulary, frames, transformer=True)
+    ratio = 1.5 if options["ctc_weight"] < 1 else 100.0
+    expected = [search(x, log_softmax(x).detach(), decoder, pre_beam_ratio=ratio, **options) for x in encoded]
+    found = batched(decoder, log_softmax, encoded, batch=5, slots=slots, nbest=1, pre_beam_ratio=ratio, **options)
+    # the decoder gives float32
+    for (best,), all_ended in zip(found, expected, strict=True):
+        assert best.score == pytest.approx(all_ended[0][1], abs=1e-4)
+        alike = [h[0] for h in all_ended if h[1] > all_ended[0][1] - 1e-4]
+        assert best.tokens in alike
+
+
+@pytest.mark.parametrize("transformer", [False, True])
+def test_batch_order_padding_and_places_change_nothing(transformer):
     generator = torch.Generator().manual_seed(5)
     frames = torch.randint(2, 40, (32,), generator=generator).tolist()
-    decoder, log_softmax, encoded = task(7, 12, frames)
-    settings = {"ctc_weight": 0.3, "beam": 5, "nbest": 5}
-    alone = batched(decoder, log_softmax, encoded, batch=1, **settings)
+    decoder, log_softmax, encoded = task(7, 12, frames, transformer=transformer)
+    options = {"ctc_weight": 0.3, "beam": 5, "nbest": 5}
+    alone = batched(decoder, log_softmax, encoded, batch=1, **options)
     shuffled = torch.randperm(32, generator=generator).tolist()
-    for batch, padding, order in ((7, 0, None), (32, 0, None), (32, 9, shuffled), (7, 5, shuffled)):
-        together = batched(decoder, log_softmax, encoded, batch=batch, padding=padding, order=order, **settings)
+    ways = [(7, 0, None, 0), (32, 0, None, 0), (32, 9, shuffled, 0), (7, 5, shuffled, 0)]
+    ways += [(32, 0, None, 7), (32, 3, shuffled, 4), (32, 0, None, 1)]
+    for batch, padding, order, slots in ways:
+        together = batched(
+            decoder, log_softmax, encoded, batch=batch, padding=padding, order=order, slots=slots, **options
+        )
         for one, other in zip(alone, together, strict=True):
-            assert_same(one, [(h.tokens, h.score, h.scores["att"], h.scores["ctc"]) for h in other])
+            values = [(h.tokens, h.score, h.scores["att"], h.scores["ctc"]) for h in other]
+            assert_same(one, values, 1e-4 if transformer else 1e-9)
+
+
+def test_encoder_output_may_come_in_pieces():
+    decoder, _, encoded = task(7, 12, [5, 11, 8], transformer=True)
+    scorers = {"att": attention_scorer(decoder, sos=11)}
+    run = BeamSearch(scorers, {"att": 1.0}, eos=11, beam=3, slots=2)
+    lengths = torch.tensor([5, 11, 8])
+    padded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+    for one, other in zip(run(encoded, lengths), run(padded, lengths), strict=True):
+        assert one[0].tokens == other[0].tokens
 
 
 def test_component_scores_add_up():
@@ -114,10 +160,12 @@ def test_ctc_beam_score_is_the_probability_of_the_labels():
 
 def test_minlenratio_and_maxlenratio_bound_the_length():
     decoder, log_softmax, encoded = task(6, 9, [20, 10])
-    settings = {"ctc_weight": 0.3, "beam": 4, "batch": 2}
-    for x, nbest in zip(encoded, batched(decoder, log_softmax, encoded, minlenratio=0.5, **settings), strict=True):
+    options = {"ctc_weight": 0.3, "beam": 4, "batch": 2}
+    for x, nbest in zip(encoded, batched(decoder, log_softmax, encoded, minlenratio=0.5, **options), strict=True):
         assert len(nbest[0].tokens) >= len(x) // 2
-    for nbest in batched(decoder, log_softmax, encoded, maxlenratio=-2, **settings):
+    for nbest in batched(decoder, log_softmax, encoded, minlenratio=-6, **options):
+        assert len(nbest[0].tokens) >= 6
+    for nbest in batched(decoder, log_softmax, encoded, maxlenratio=-2, **options):
         assert len(nbest[0].tokens) <= 2
 
 

@@ -20,7 +20,7 @@ def follow(scorer, posteriors, prefixes, candidates=None):
     """Scores of each next label after each utterance's prefix, cumulated, labels fed one at a time."""
     lengths = torch.tensor([len(p) for p in posteriors])
     batch = torch.nn.utils.rnn.pad_sequence(posteriors, batch_first=True, padding_value=math.nan)
-    state = scorer.start(batch, lengths)
+    state = scorer.start(batch, lengths, 1)
     rows = torch.arange(len(posteriors))
     total = torch.zeros(len(posteriors), dtype=torch.float64)
     for labels in zip(*prefixes, strict=True):
@@ -87,10 +87,34 @@ def test_candidates_and_compaction_change_nothing():
     torch.testing.assert_close(follow(scorer, posteriors, prefixes, candidates), everything.gather(1, candidates))
 
     lengths = torch.tensor([30, 12, 25])
-    state = scorer.start(torch.nn.utils.rnn.pad_sequence(posteriors, batch_first=True), lengths)
+    state = scorer.start(torch.nn.utils.rnn.pad_sequence(posteriors, batch_first=True), lengths, 2)
     first = scorer.score(state)
-    state = scorer.advance(state, torch.tensor([1, 2, 2]), torch.tensor([5, 8, 9]))
+    assert first.shape == (6, vocabulary)
+    state = scorer.advance(state, torch.tensor([1, 0, 2, 3, 4, 4]), torch.tensor([5, 8, 9, 5, 8, 8]))
     before = scorer.score(state)
-    smaller = scorer.compact(state, torch.tensor([1, 2]), 25)
-    torch.testing.assert_close(scorer.score(smaller), before)
-    assert first.shape == (3, vocabulary)
+    smaller = scorer.select(state, torch.tensor([1, 2]), 25)
+    torch.testing.assert_close(scorer.score(smaller), before[2:])
+
+
+def test_utterances_that_take_a_place_change_nothing():
+    generator = torch.Generator().manual_seed(4)
+    posteriors = [random_posteriors(generator, frames, 9, 2.0) for frames in (20, 33, 12)]
+    scorer = CTCPrefixScorer(lambda x: x, eos=8)
+
+    def start(*numbers):
+        lengths = torch.tensor([len(posteriors[n]) for n in numbers])
+        padded = torch.nn.utils.rnn.pad_sequence([posteriors[n] for n in numbers], batch_first=True)
+        return scorer.start(padded, lengths, 2)
+
+    def follow(state, *steps):
+        for rows, tokens in steps:
+            scorer.score(state)
+            state = scorer.advance(state, torch.tensor(rows), torch.tensor(tokens))
+        return state
+
+    both = follow(start(0, 1), ([0, 1, 2, 3], [3, 4, 5, 6]))
+    both = scorer.replace(both, torch.tensor([1]), start(2), 20)
+    both = follow(both, ([0, 0, 2, 2], [3, 5, 4, 4]))
+    both = scorer.replace(both, torch.tensor([0]), start(1), 33)
+    expected = [follow(start(1)), follow(start(2), ([0, 0], [4, 4]))]
+    torch.testing.assert_close(scorer.score(both), torch.cat([scorer.score(state) for state in expected]))

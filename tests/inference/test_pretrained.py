@@ -26,7 +26,7 @@ def packed(tmp_path_factory):
     section = {**JOINT, "shards": 4, "average": "valid.loss.ave_5best", "variants": {"joint": {}, "greedy": {}}}
     section["variants"]["greedy"] = {"method": "ctc_greedy"}
     conf = slice_of(section)
-    pack.run(conf, task["weights"], task["tokens"], [metrics], folder / "pack", "tones")
+    pack.run(conf, task["weights"], task["tokens"], [metrics], folder / "pack", "tones", train=task["manifest"])
     return folder, task
 
 
@@ -37,6 +37,11 @@ def test_a_pack_holds_what_it_needs_and_a_card(packed):
     card = (folder / "pack/README.md").read_text()
     assert "| joint    | test     |" in card and "12.50" in card and "1,234" in card
     assert read_json(folder / "pack/metrics.json")["joint"]["test"]["wer"] == 0.125
+    # what is by half longer than the longest utterance of training is decoded in windows
+    assert read_json(folder / "pack/config.json")["durations"] == {"mean": 0.822, "max": 1.444}
+    recogniser = espnet3.from_pretrained(folder / "pack", device="cpu")
+    assert [recogniser.is_long(np.zeros(n)) for n in (34000, 35000)] == [False, True]
+    assert not espnet3.from_pretrained(folder / "pack", device="cpu", window=0).is_long(np.zeros(35000))
     with pytest.raises(UserError, match=r"bpe.model: no such file"):
         conf = {**read_json(folder / "pack/config.json"), "tokenizer": {"type": "bpe"}}
         pack.run(conf, task["weights"], task["tokens"], [], folder / "other", "tones")
@@ -126,5 +131,5 @@ def test_transcribe_goes_on_after_a_file_that_is_no_audio(packed, tmp_path, caps
     assert transcribe([str(packed[0] / "pack"), str(tmp_path), "--device", "cpu"]) == 1
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert "b.wav: not readable as audio" in caplog.text
-    with pytest.raises(UserError, match=r"missing.wav: no such file"):
-        transcribe([str(packed[0] / "pack"), str(tmp_path / "missing.wav")])
+    assert transcribe([str(packed[0] / "pack"), str(tmp_path / "missing.wav"), str(tmp_path / "a.wav")]) == 1
+    assert "missing.wav: no such file" in caplog.text and len(capsys.readouterr().out.splitlines()) == 1

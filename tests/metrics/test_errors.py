@@ -7,7 +7,8 @@ import pytest
 from espnet3.errors import UserError
 from espnet3.io import read_json, write_jsonl
 from espnet3.metrics.alignment import alignment_lines, read_trn
-from espnet3.metrics.errors import align, normalize, score_utterances, summarise
+from espnet3.metrics.errors import align, score_utterances, summarise
+from espnet3.metrics.normalisation import normalize
 from espnet3.stages import score
 
 

@@ -126,9 +126,17 @@ def test_costs_are_grouped_by_job(experiment):
 
 def test_the_plain_table(experiment, capsys):
     table = format_table(metrics_of(experiment)).splitlines()
-    assert re.split(r"\s{2,}", table[0])[:6] == ["decoding", "test set", "utterances", "words", "WER %", "CER %"]
+    assert re.split(r"\s{2,}", table[0])[:7] == [
+        "decoding",
+        "test set",
+        "utterances",
+        "words",
+        "WER %",
+        "95 %",
+        "CER %",
+    ]
     cells = re.split(r"\s{2,}", table[2])
-    assert cells[:5] == ["joint", "test", "30", "180", "11.11"] and cells[6:] == ["13.33", "8", "0", "12"]
+    assert cells[:5] == ["joint", "test", "30", "180", "11.11"] and cells[7:] == ["13.33", "8", "0", "12"]
     assert main([str(experiment / "score"), "--report", str(experiment / "r.html")]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 8 and out.rstrip().endswith("r.html")

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from espnet3.inference.scorers.base import Scorer
 from espnet3.inference.search.ctc_prefix import LOG_ZERO
 from espnet3.inference.search.ended import Ended
+from espnet3.inference.search.history import History
 from espnet3.inference.search.hypothesis import Hypothesis
-from espnet3.inference.search.scorer import Scorer
 
 INF = float("inf")
 
 
 @dataclass
-class _Rows:
-    """The live prefixes, those of an utterance side by side, utterances in ascending order."""
+class _Batch:
+    """The utterances that are searched now.
 
-    owner: Tensor
-    tokens: Tensor
+    Attributes:
+        ids: of each stored utterance, its index in the whole.
+        live: (B,) those that go on; the others wait for being dropped.
+        begin: (B,) the step at which each began.
+        total: (B, width) scores of the prefixes; minus infinity where one is dead.
+        states: of each scorer.
+    """
+
+    ids: np.ndarray
+    live: np.ndarray
+    begin: np.ndarray
     total: Tensor
-    parts: dict[str, Tensor]
+    states: dict[str, Any]
 
 
 class BeamSearch:
@@ -31,7 +44,7 @@ class BeamSearch:
     The score of a hypothesis is the weighted sum of its scorers' log-probabilities plus ``length_bonus`` for each label
     and eos. Each step keeps the ``beam`` best prolongations of an utterance's live prefixes; one that takes eos is
     finished. An utterance stops when its n best are final (no live prefix can overtake them: exact), at ESPnet's end
-    detection, or at ``maxlenratio``; it then leaves the batch.
+    detection, or at ``maxlenratio``; it then leaves the batch, and a waiting one takes its place.
 
     As in ESPnet, the partial scorers (CTC) see the ``pre_beam_ratio * beam`` best labels of the others only. Unlike
     there, ``minlenratio`` forbids eos before that length (ESPnet drops what ended too early).
@@ -41,10 +54,12 @@ class BeamSearch:
         weights: by the same names, not negative.
         eos: id of sos/eos.
         blank: id of blank, which no hypothesis contains.
+        length_bonus: for each label and eos, in nats; a penalty where negative.
         pre_beam_ratio: 0 lets the partial scorers see the whole vocabulary.
         maxlenratio: labels for each encoder frame; 0: as many as frames, with end detection; negative: a constant.
-        minlenratio: likewise.
+        minlenratio: likewise; 0: none.
         nbest: hypotheses to return; the more, the later the exact stop.
+        slots: utterances that are searched at once; 0: all.
     """
 
     def __init__(
@@ -60,141 +75,214 @@ class BeamSearch:
         maxlenratio: float = 0.0,
         minlenratio: float = 0.0,
         nbest: int = 1,
+        slots: int = 0,
     ):
         self.scorers = {name: scorer for name, scorer in scorers.items() if weights[name] > 0}
         if not self.scorers:
             raise ValueError("a beam search needs a scorer whose weight is above 0")
         self.weights, self.eos, self.blank, self.beam, self.nbest = weights, eos, blank, beam, nbest
-        self.length_bonus, self.maxlenratio, self.minlenratio = length_bonus, maxlenratio, minlenratio
+        self.length_bonus, self.maxlenratio, self.minlenratio, self.slots = (
+            length_bonus,
+            maxlenratio,
+            minlenratio,
+            slots,
+        )
         self.full = {name: s for name, s in self.scorers.items() if not s.partial}
         self.partial = {name: s for name, s in self.scorers.items() if s.partial}
+        self.replaces = all(scorer.replaces for scorer in self.scorers.values())
         # what a scorer holds impossible scores LOG_ZERO times its weight
         self.impossible = LOG_ZERO / 2 * min(weights[name] for name in self.scorers)
         self.pre_beam = int(pre_beam_ratio * beam) if self.full and self.partial else 0
 
     @torch.inference_mode()
-    def __call__(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+    def __call__(self, encoded: Tensor | Sequence[Tensor], lengths: Tensor) -> list[list[Hypothesis]]:
         """The n best hypotheses of each utterance, best first.
 
         Args:
-            encoded: (B, T, D) encoder output.
+            encoded: (B, T, D) encoder output, or a sequence of B tensors (at least lengths[b] frames, D).
             lengths: (B,) frames.
         """
-        lengths = lengths.to(encoded.device)
         frames = lengths.tolist()
-        ended = [Ended(_ratio(self.maxlenratio, n) or n, self.nbest, self.maxlenratio == 0) for n in frames]
-        minlen = torch.tensor([_ratio(self.minlenratio, n) for n in frames], device=encoded.device)
+        self._frames = np.array(frames)
+        ended = [Ended(_maxlen(self.maxlenratio, n), self.nbest, self.maxlenratio == 0) for n in frames]
+        maxlen = np.array([e.maxlen for e in ended])
+        minlen = np.array([_minlen(self.minlenratio, n) for n in frames])
         # an input too short for a single frame has one hypothesis, the empty one
-        stored = [i for i, n in enumerate(frames) if n > 0]
+        waiting = [i for i, n in enumerate(frames) if n > 0]
         results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in frames]
-        if not stored:
-            return results
-        if len(stored) < len(frames):
-            encoded, lengths = encoded[stored], lengths[stored]
-        owner = torch.tensor(stored, device=encoded.device)
-        zero = torch.zeros(len(stored), dtype=torch.float64, device=encoded.device)
-        rows = _Rows(owner, owner.new_empty(len(stored), 0), zero, dict.fromkeys(self.scorers, zero))
-        states = {name: scorer.start(encoded, lengths) for name, scorer in self.scorers.items()}
-
+        slots = self.slots or len(waiting)
+        if len(waiting) > slots:
+            # neighbours of like length waste the least
+            waiting.sort(key=lambda i: -frames[i])
+        history = History(self.eos, [*self.full, *self.partial])
+        batch = None
         step = 0
-        while rows.owner.numel():
-            rows, states = self._step(step, rows, states, ended, minlen)
+        while waiting or batch is not None:
+            batch = self._refill(batch, waiting, slots, step, encoded, lengths, history)
+            if batch is None:
+                break
+            chosen = self._step(step, batch, ended, maxlen, minlen, history)
+            for slot in np.flatnonzero(self._finished(step, batch, ended)):
+                batch.live[slot] = False
+                utterance = batch.ids[slot]
+                best = ended[utterance].best(self.impossible)
+                results[utterance] = [history.hypothesis(*entry) for entry in best] or [
+                    Hypothesis([], 2 * self.impossible)
+                ]
             step += 1
-            live = rows.owner.unique_consecutive().tolist()
-            if live and len(live) <= 0.75 * len(stored):
-                keep = torch.tensor([stored.index(i) for i in live], device=encoded.device)
-                longest = max(frames[i] for i in live)
-                states = {name: s.compact(states[name], keep, longest) for name, s in self.scorers.items()}
-                stored = live
-        for i, utterance in enumerate(ended):
-            if frames[i] > 0:
-                results[i] = utterance.best(self.impossible)
+            if batch.live.any():
+                batch.states = {n: s.advance(batch.states[n], *chosen) for n, s in self.scorers.items()}
         return results
 
-    def _step(self, step: int, rows: _Rows, states: dict, ended: list[Ended], minlen: Tensor):
-        scores, candidates = self._score(step, rows, states, minlen)
-        total = sum(self.weights[name] * value for name, value in scores.items())
-        total = total + (rows.total + self.length_bonus)[:, None]
+    def _refill(self, batch, waiting: list[int], slots: int, step: int, encoded, lengths: Tensor, history: History):
+        """Let in what waits, or drop what is done, where enough is done to be worth the copies."""
+        if batch is None or not batch.live.any():
+            if not waiting:
+                return None
+            batch = self._start(waiting[:slots], step, encoded)
+            del waiting[:slots]
+        else:
+            done = np.flatnonzero(~batch.live)
+            if waiting and self.replaces:
+                if done.size < max(1, slots // 8):
+                    return batch
+                done = done[: len(waiting)]
+                self._replace(batch, done, self._start(waiting[: done.size], step, encoded))
+                del waiting[: done.size]
+            elif done.size >= 0.25 * batch.live.size:
+                batch = self._keep(batch, np.flatnonzero(batch.live))
+            else:
+                return batch
+        history.place(batch.ids, int(batch.begin[batch.live].min()))
+        return batch
+
+    def _start(self, ids: list[int], step: int, encoded: Tensor | Sequence[Tensor]) -> _Batch:
+        longest = max(self._frames[i] for i in ids)
+        if isinstance(encoded, Tensor):
+            memory = encoded[ids] if len(ids) < encoded.size(0) else encoded
+            memory = memory[:, :longest]
+        else:
+            memory = torch.nn.utils.rnn.pad_sequence([encoded[i][: self._frames[i]] for i in ids], batch_first=True)
+        some = torch.as_tensor(self._frames[ids], device=memory.device)
+        total = torch.full((len(ids), self.beam), -INF, dtype=torch.float64, device=memory.device)
+        total[:, 0] = 0.0
+        states = {name: scorer.start(memory, some, self.beam) for name, scorer in self.scorers.items()}
+        count = len(ids)
+        return _Batch(np.array(ids), np.ones(count, dtype=bool), np.full(count, step), total, states)
+
+    def _replace(self, batch: _Batch, slots: np.ndarray, fresh: _Batch) -> None:
+        index = torch.as_tensor(slots, device=batch.total.device)
+        for name in ("ids", "live", "begin"):
+            getattr(batch, name)[slots] = getattr(fresh, name)
+        batch.total = batch.total.index_copy(0, index, fresh.total)
+        longest = int(self._frames[batch.ids].max())
+        batch.states = {n: s.replace(batch.states[n], index, fresh.states[n], longest) for n, s in self.scorers.items()}
+
+    def _keep(self, batch: _Batch, kept: np.ndarray) -> _Batch:
+        index = torch.as_tensor(kept, device=batch.total.device)
+        longest = int(self._frames[batch.ids[kept]].max())
+        return _Batch(
+            ids=batch.ids[kept],
+            live=batch.live[kept],
+            begin=batch.begin[kept],
+            total=batch.total[index],
+            states={n: s.select(batch.states[n], index, longest) for n, s in self.scorers.items()},
+        )
+
+    def _step(self, step: int, batch: _Batch, ended: list[Ended], maxlen, minlen, history: History) -> tuple:
+        """Choose the best prolongations and file what has ended; (rows, tokens) for the scorers to advance by."""
+        at = step - batch.begin
+        early = at < minlen[batch.ids]
+        scores, total, candidates = self._score(batch, np.flatnonzero(early) if early.any() else None)
+        utterances, width = batch.total.shape
+        choices = total.size(1)
+        total = total.view(utterances, width * choices)
+        best, place = total.topk(min(self.beam, width * choices), 1)
+        parent = place // choices
+        if best.size(1) < self.beam:
+            lacking = self.beam - best.size(1)
+            best = torch.nn.functional.pad(best, (0, lacking), value=-INF)
+            place, parent = (torch.nn.functional.pad(x, (0, lacking)) for x in (place, parent))
+        token = place % choices if candidates is None else candidates.view(utterances, -1).gather(1, place)
+        picked = [value.view(utterances, -1).gather(1, place) for value in scores.values()]
+        values, parents, tokens, *parts = _to_host(best, parent, token, *picked)
+        history.add(parents, tokens, parts)
+
+        closing = (tokens == self.eos) | (at + 1 >= maxlen[batch.ids])[:, None]
+        closing &= (values > -INF) & batch.live[:, None]
+        for slot, row in zip(*(x.tolist() for x in closing.nonzero()), strict=True):
+            ended[batch.ids[slot]].add(int(at[slot]), float(values[slot, row]), (step, int(batch.ids[slot]), row))
+        self._bound = np.where(closing | (tokens == self.eos), -INF, values).max(1)
+        batch.total = best.masked_fill(token == self.eos, -INF)
+        base = torch.arange(0, utterances * width, width, device=parent.device)[:, None]
+        return (parent + base).flatten(), token.flatten()
+
+    def _score(self, batch: _Batch, early: np.ndarray | None) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Each scorer's (N, K) scores of the same labels; the totals, with what is forbidden at minus infinity; the labels'
+        ids (N, K), None for the whole vocabulary."""
+        scores = {name: scorer.score(batch.states[name]) for name, scorer in self.full.items()}
+        total = batch.total.view(-1, 1) + self.length_bonus
+        candidates, forbidden = None, None
+        if self.full:
+            guide = sum(self.weights[name] * value for name, value in scores.items())
+            if 0 < self.pre_beam < guide.size(1):
+                top = guide.topk(self.pre_beam, 1)
+                if 2 * self.pre_beam >= guide.size(1):
+                    forbidden = guide < top.values[:, -1:]
+                    forbidden[:, self.eos] = False
+                else:
+                    # eos always competes, once
+                    labels = top.indices
+                    eos = torch.full_like(labels[:, :1], self.eos)
+                    candidates = torch.cat([labels.masked_fill(labels == self.eos, self.blank), eos], 1)
+                    scores = {name: value.gather(1, candidates) for name, value in scores.items()}
+                    guide = guide.gather(1, candidates)
+            total = total + guide
+        for name, scorer in self.partial.items():
+            scores[name] = scorer.score(batch.states[name], candidates)
+            total = total + self.weights[name] * scores[name]
+        # a dead row's sum may be anything but a number
+        dead = (batch.total == -INF).view(-1, 1)
+        total.masked_fill_(dead if forbidden is None else forbidden | dead, -INF)
         if candidates is None:
             total[:, self.blank] = -INF
         else:
             total.masked_fill_(candidates == self.blank, -INF)
-
-        parent, column = self._select(rows.owner, total)
-        token = column if candidates is None else candidates[parent, column]
-        rows = _Rows(
-            owner=rows.owner[parent],
-            tokens=torch.cat([rows.tokens[parent], token[:, None]], 1),
-            total=total[parent, column],
-            parts={name: rows.parts[name][parent] + value[parent, column] for name, value in scores.items()},
-        )
-        alive = self._retire(step, rows, ended)
-        rows = _Rows(
-            rows.owner[alive], rows.tokens[alive], rows.total[alive], {name: v[alive] for name, v in rows.parts.items()}
-        )
-        if alive.numel():
-            states = {n: s.advance(states[n], parent[alive], token[alive]) for n, s in self.scorers.items()}
-        return rows, states
-
-    def _score(self, step: int, rows: _Rows, states: dict, minlen: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Each scorer's (N, K) scores of the same candidates, (N, K) label ids; None: the whole vocabulary."""
-        scores = {name: scorer.score(states[name]).double() for name, scorer in self.full.items()}
-        early = (step < minlen)[rows.owner]
-        candidates = None
-        if self.full and self.pre_beam:
-            guide = sum(self.weights[name] * value for name, value in scores.items())
-            if self.pre_beam < guide.size(1):
-                candidates = guide.topk(self.pre_beam, 1).indices
-                # eos always competes, once
-                eos = torch.full_like(candidates[:, :1], self.eos)
-                candidates = torch.cat([candidates.masked_fill(candidates == self.eos, self.blank), eos], 1)
-                scores = {name: value.gather(1, candidates) for name, value in scores.items()}
-        for name, scorer in self.partial.items():
-            scores[name] = scorer.score(states[name], candidates).double()
-        if bool(early.any()):
-            name = next(iter(scores))
+        if early is not None:
             column = self.eos if candidates is None else -1
-            scores[name] = scores[name].clone()
-            scores[name][early, column] = -INF
-        return scores, candidates
+            total.view(*batch.total.shape, -1)[torch.as_tensor(early, device=total.device), :, column] = -INF
+        return scores, total, candidates
 
-    def _select(self, owner: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """(row, column) of the best prolongations of each utterance, utterances in order, best first within one."""
-        utterances, group, count = owner.unique_consecutive(return_inverse=True, return_counts=True)
-        first = count.cumsum(0) - count
-        slot = torch.arange(owner.numel(), device=owner.device) - first[group]
-        width = total.size(1)
-        grid = total.new_full((utterances.numel(), int(count.max()), width), -INF)
-        grid[group, slot] = total
-        best, place = grid.flatten(1).topk(min(self.beam, grid.size(1) * width), 1)
-        possible = best > -INF
-        row = (first[:, None] + place // width)[possible]
-        return row, (place % width)[possible]
-
-    def _retire(self, step: int, rows: _Rows, ended: list[Ended]) -> Tensor:
-        """File what has ended; the indices of the rows that go on."""
-        owners, totals, last = rows.owner.tolist(), rows.total.tolist(), rows.tokens[:, -1].tolist()
-        closing = [i for i, owner in enumerate(owners) if last[i] == self.eos or step + 1 >= ended[owner].maxlen]
-        bound: dict[int, float] = {}
-        if closing:
-            index = torch.tensor(closing, device=rows.owner.device)
-            parts = {name: value[index].tolist() for name, value in rows.parts.items()}
-            for n, (i, tokens) in enumerate(zip(closing, rows.tokens[index].tolist(), strict=True)):
-                scores = {name: value[n] for name, value in parts.items()} | {"length": float(len(tokens))}
-                labels = tokens[:-1] if last[i] == self.eos else tokens
-                ended[owners[i]].add(step, Hypothesis(labels, totals[i], scores))
-        gone = set(closing)
-        for i, owner in enumerate(owners):
-            if i not in gone:
-                more = max(0.0, self.length_bonus) * (ended[owner].maxlen - step)
-                bound[owner] = max(bound.get(owner, -INF), totals[i] + more)
-        stop = {owner for owner in set(owners) if ended[owner].finished(step, bound.get(owner))}
-        alive = [i for i, owner in enumerate(owners) if i not in gone and owner not in stop]
-        return torch.tensor(alive, dtype=torch.long, device=rows.owner.device)
+    def _finished(self, step: int, batch: _Batch, ended: list[Ended]) -> np.ndarray:
+        """(B,) whether going on with an utterance cannot change its result."""
+        done = np.zeros(batch.ids.size, dtype=bool)
+        for slot in np.flatnonzero(batch.live):
+            utterance = ended[batch.ids[slot]]
+            at = step - int(batch.begin[slot])
+            bound = float(self._bound[slot])
+            if self.length_bonus > 0:
+                bound += self.length_bonus * (utterance.maxlen - at)
+            done[slot] = utterance.finished(at, bound if bound > -INF else None)
+        return done
 
 
-def _ratio(ratio: float, frames: int) -> int:
-    """ESPnet's reading: a share of the frames (at least 1), or a constant where negative; 0 where 0."""
+def _to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """The tensors (of one shape) as arrays, in one transfer."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.numpy() for tensor in tensors]
+    packed = torch.stack([tensor.double() for tensor in tensors]).cpu().numpy()
+    return [
+        part if tensor.is_floating_point() else part.astype(np.int64)
+        for part, tensor in zip(packed, tensors, strict=True)
+    ]
+
+
+def _maxlen(ratio: float, frames: int) -> int:
+    """ESPnet's reading: a share of the frames, a constant where negative, all frames where 0."""
     if ratio == 0:
-        return 0
+        return frames
     return int(-ratio) if ratio < 0 else max(1, int(ratio * frames))
+
+
+def _minlen(ratio: float, frames: int) -> int:
+    return int(-ratio) if ratio < 0 else int(ratio * frames)

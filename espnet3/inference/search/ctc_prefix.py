@@ -15,36 +15,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from espnet3.inference.search.scorer import Scorer
+from espnet3.inference.scorers.base import Scorer, fit, keep_rows
 
 LOG_ZERO = -1e10
 # exp(-1000) is zero in float64; an infinity would turn the differences of the cumulative sums into NaN
 FLOOR = -1e3
+# where exponentials underflow, the vector library takes the slow way; terms so small are lost in any sum that counts
+LEAST = -700.0
 INF = float("inf")
 
 
 @dataclass
 class CTCState:
-    """Stored utterances (B, V, T) and the forward variables of N rows.
+    """Stored utterances (B, V, T), and the forward variables of N rows.
 
-    ``owner`` (N,) is each row's stored utterance; ``before_n`` and ``before_b`` (N, T) are r_n and r_b one frame
-    earlier, so that entry t is what frame t continues; ``ending`` (N,) is the log-probability that the whole input
-    spells the prefix; ``psi`` (N,) that it begins so.
+    ``blanks`` (B, T + 1) sums the blank's log-probabilities before each frame; ``final`` (B,) is each utterance's last frame.
+    ``phi`` and ``before_b`` (N, T) belong to the frame before: entry t is what frame t continues, in any way or after a
+    blank; minus infinity past the end. ``ending`` (N,) is the log-probability that the whole input spells the prefix,
+    ``psi`` (N,) that it begins so, ``again`` (N,) that it does with its last label once more. ``base`` (N,) is where the
+    row's utterance begins in the (B * V, T) of the labels.
     """
 
     log_probs: Tensor
     probs: Tensor
-    lengths: Tensor
-    owner: Tensor
-    before_n: Tensor
+    blanks: Tensor
+    outside: Tensor
+    final: Tensor
+    base: Tensor
+    phi: Tensor
     before_b: Tensor
     ending: Tensor
     psi: Tensor
-    last: Tensor
+    again: Tensor
+    last: Tensor | None
+    width: int
     scored: Tensor | None = None
     candidates: Tensor | None = None
 
@@ -69,139 +79,159 @@ class CTCPrefixScorer(Scorer):
     ):
         self.log_softmax, self.eos, self.blank, self.dtype = log_softmax, eos, blank, dtype
 
-    def start(self, encoded: Tensor, lengths: Tensor) -> CTCState:
+    def start(self, encoded: Tensor, lengths: Tensor, width: int) -> CTCState:
         log_probs = self.log_softmax(encoded)
-        frames = log_probs.size(1)
+        utterances, frames, vocabulary = log_probs.shape
         outside = torch.arange(frames, device=log_probs.device) >= lengths[:, None]
         # (B, V, T): a label's frames lie together, which is what the survivors gather
         log_probs = log_probs.masked_fill(outside[:, :, None], 0.0).transpose(1, 2).clamp(min=FLOOR).contiguous()
-        owner = torch.arange(log_probs.size(0), device=log_probs.device)
-        blanks = log_probs[:, self.blank].double().cumsum(1)
-        before_n = torch.full_like(blanks, -INF)
-        before_b = _shift(blanks, 0.0).masked_fill_(outside, -INF)
-        ending = blanks.gather(1, lengths[:, None] - 1).squeeze(1)
+        blanks = F.pad(log_probs[:, self.blank].double().cumsum(1), (1, 0))
+        final = lengths - 1
+        ending = blanks.gather(1, lengths[:, None]).expand(-1, width).flatten()
+        before_b = blanks[:, :-1].masked_fill(outside, -INF).repeat_interleave(width, 0)
+        first = torch.arange(utterances, device=log_probs.device) * vocabulary
         return CTCState(
             log_probs=log_probs,
             probs=log_probs.to(self.dtype).exp(),
-            lengths=lengths,
-            owner=owner,
-            before_n=before_n,
+            blanks=blanks,
+            outside=outside,
+            final=final,
+            base=first.repeat_interleave(width),
+            phi=before_b,
             before_b=before_b,
             ending=ending,
             psi=torch.zeros_like(ending),
-            last=torch.full_like(owner, -1),
+            again=torch.zeros_like(ending),
+            last=None,
+            width=width,
         )
 
     def score(self, state: CTCState, candidates: Tensor | None = None) -> Tensor:
-        phi = torch.logaddexp(state.before_n, state.before_b)
-        peak = phi.amax(1, keepdim=True).clamp(min=LOG_ZERO)
-        weight = (phi - peak).exp_().to(self.dtype)
-        vocabulary = state.probs.size(1)
+        utterances, vocabulary, frames = state.probs.shape
+        peak = state.phi.amax(1, keepdim=True).clamp_(min=LOG_ZERO)
+        weight = (state.phi - peak).clamp_(min=LEAST).exp_().to(self.dtype)
         if candidates is not None and candidates.size(1) * 8 < vocabulary:
-            columns = state.probs[state.owner[:, None], candidates]
+            columns = state.probs.flatten(0, 1)[state.base[:, None] + candidates]
             mass = torch.bmm(columns, weight[:, :, None]).squeeze(2)
         else:
-            mass = _rowwise_product(weight, state.probs, state.owner)
+            mass = torch.bmm(weight.view(utterances, state.width, frames), state.probs.transpose(1, 2)).flatten(0, 1)
             mass = mass if candidates is None else mass.gather(1, candidates)
-        labels = torch.arange(vocabulary, device=mass.device)[None] if candidates is None else candidates
-        psi = mass.double().log_().add_(peak)
-        self._mend_underflow(state, phi, peak, mass, psi, labels)
-
-        # a repeated label needs a blank between: only r_b continues
-        repeat = labels == state.last[:, None]
-        if bool(repeat.any()):
-            again = self._label(state, state.owner, state.last.clamp(min=0)).add_(state.before_b).logsumexp(1)
-            psi = torch.where(repeat, again[:, None], psi)
-        psi = torch.where(labels == self.eos, state.ending[:, None], psi)
-        psi.masked_fill_((labels == self.blank).expand_as(psi), LOG_ZERO).clamp_(min=LOG_ZERO)
+        psi = mass.double().log().add_(peak)
+        self._mend_underflow(state, peak, mass, psi, candidates)
+        if state.last is not None:
+            # a repeated label needs a blank between: only r_b continues
+            if candidates is None:
+                psi.scatter_(1, state.last[:, None], state.again[:, None])
+            else:
+                psi = torch.where(candidates == state.last[:, None], state.again[:, None], psi)
+        if candidates is None:
+            psi[:, self.eos] = state.ending
+            psi[:, self.blank] = LOG_ZERO
+        else:
+            psi = torch.where(candidates == self.eos, state.ending[:, None], psi)
+            psi.masked_fill_(candidates == self.blank, LOG_ZERO)
+        psi.clamp_(min=LOG_ZERO)
         state.scored, state.candidates = psi, candidates
         return psi - state.psi[:, None]
 
     def advance(self, state: CTCState, rows: Tensor, tokens: Tensor) -> CTCState:
-        owner, repeat = state.owner[rows], tokens == state.last[rows]
-        before_b = state.before_b[rows]
-        phi = torch.where(repeat[:, None], before_b, torch.logaddexp(state.before_n[rows], before_b))
-        lengths = state.lengths[owner]
-        outside = torch.arange(phi.size(1), device=phi.device) >= lengths[:, None]
-        r_n = _linear_recursion(self._label(state, owner, tokens), phi)
-        blank = self._label(state, owner, torch.full_like(tokens, self.blank))
-        r_b = _linear_recursion(blank, _shift(r_n, -INF))
-        final = lengths[:, None] - 1
+        before_b, phi = state.before_b.index_select(0, rows), state.phi.index_select(0, rows)
+        if state.last is not None:
+            repeat = tokens == state.last[rows]
+            phi = torch.where(repeat[:, None], before_b, phi)
+        # a row keeps its utterance: base, blanks and lengths stay in place
+        utterances, frames = state.final.numel(), phi.size(1)
+        own = self._label(state, state.base, tokens)
+        label = own.cumsum(1)
+        earlier = torch.zeros_like(label)
+        earlier[:, 1:] = label[:, :-1]
+        r_n = phi.sub_(earlier).logcumsumexp(1).add_(label)
+        blanks = state.blanks[:, None]
+        grid = (utterances, state.width, frames)
+        shifted = torch.full_like(r_n, -INF)
+        shifted[:, 1:] = r_n[:, :-1]
+        r_b = (shifted.view(grid) - blanks[:, :, :-1]).logcumsumexp(2).add_(blanks[:, :, 1:]).view_as(r_n)
+        total = torch.logaddexp(r_n, r_b)
+        ending = total.view(grid).gather(2, state.final[:, None, None].expand(-1, state.width, 1)).flatten()
+        new_phi, new_b = torch.full_like(total, -INF), torch.full_like(total, -INF)
+        new_phi[:, 1:], new_b[:, 1:] = total[:, :-1], r_b[:, :-1]
+        new_phi.view(grid).masked_fill_(state.outside[:, None], -INF)
+        new_b.view(grid).masked_fill_(state.outside[:, None], -INF)
+        scored = state.scored.index_select(0, rows)
         if state.candidates is None:
-            psi = state.scored[rows, tokens]
+            psi = scored.gather(1, tokens[:, None])
         else:
-            psi = state.scored[rows].gather(
-                1, (state.candidates[rows] == tokens[:, None]).int().argmax(1, keepdim=True)
-            )
+            place = (state.candidates.index_select(0, rows) == tokens[:, None]).int().argmax(1, keepdim=True)
+            psi = scored.gather(1, place)
         return replace(
             state,
-            owner=owner,
-            before_n=_shift(r_n, -INF).masked_fill_(outside, -INF),
-            before_b=_shift(r_b, -INF).masked_fill_(outside, -INF),
-            ending=torch.logaddexp(r_n, r_b).gather(1, final).squeeze(1),
-            psi=psi.reshape(-1),
+            phi=new_phi,
+            before_b=new_b,
+            ending=ending,
+            psi=psi.squeeze(1),
+            again=_logsumexp(own.add_(new_b)),
             last=tokens,
             scored=None,
             candidates=None,
         )
 
-    def compact(self, state: CTCState, keep: Tensor, frames: int) -> CTCState:
-        place = torch.full((state.lengths.numel(),), -1, dtype=torch.long, device=keep.device)
-        place[keep] = torch.arange(keep.numel(), device=keep.device)
+    def select(self, state: CTCState, utterances: Tensor, frames: int) -> CTCState:
+        rows = keep_rows(utterances, state.width)
         return replace(
             state,
-            log_probs=state.log_probs[keep, :, :frames],
-            probs=state.probs[keep, :, :frames],
-            lengths=state.lengths[keep],
-            owner=place[state.owner],
-            before_n=state.before_n[:, :frames],
-            before_b=state.before_b[:, :frames],
+            log_probs=state.log_probs[utterances, :, :frames].contiguous(),
+            probs=state.probs[utterances, :, :frames].contiguous(),
+            blanks=state.blanks[utterances, : frames + 1],
+            outside=state.outside[utterances, :frames],
+            final=state.final[utterances],
+            base=state.base[: rows.numel()],
+            phi=state.phi[rows, :frames],
+            before_b=state.before_b[rows, :frames],
+            ending=state.ending[rows],
+            psi=state.psi[rows],
+            again=state.again[rows],
+            last=None if state.last is None else state.last[rows],
         )
 
-    def _label(self, state: CTCState, owner: Tensor, labels: Tensor) -> Tensor:
-        return state.log_probs[owner, labels].double()
+    def replace(self, state: CTCState, slots: Tensor, fresh: CTCState, frames: int) -> CTCState:
+        rows = keep_rows(slots, state.width)
+        widths = {"blanks": frames + 1} | dict.fromkeys(("log_probs", "probs", "outside", "phi", "before_b"), frames)
+        values = {"probs": 1.0, "outside": True, "phi": -INF, "before_b": -INF}
+        changed: dict[str, Any] = {}
+        for name in ("log_probs", "probs", "blanks", "outside", "final", "phi", "before_b", "ending", "psi", "again"):
+            old, new = getattr(state, name), getattr(fresh, name)
+            if name in widths:
+                old, new = (fit(x, widths[name], values.get(name, 0.0)) for x in (old, new))
+            changed[name] = old.index_copy_(0, slots if new.size(0) == slots.numel() else rows, new)
+        # no label repeats that of an empty prefix; blank is scored apart
+        last = state.last.clone()
+        last[rows] = self.blank
+        return replace(state, last=last, **changed)
 
-    def _mend_underflow(self, state, phi: Tensor, peak: Tensor, mass: Tensor, psi: Tensor, labels: Tensor) -> None:
+    def _label(self, state: CTCState, base: Tensor, labels: Tensor) -> Tensor:
+        return state.log_probs.flatten(0, 1).index_select(0, base + labels).double()
+
+    def _mend_underflow(
+        self, state: CTCState, peak: Tensor, mass: Tensor, psi: Tensor, candidates: Tensor | None
+    ) -> None:
         """Where so little mass is left that lost terms could matter, sum in the log domain; *psi* changes in place.
 
         It happens when a label's probability is next to nothing at all frames where the prefix is likely to end.
         """
         info = torch.finfo(self.dtype)
-        poor = (
-            (mass < phi.size(1) * info.tiny / info.eps)
-            & (peak > LOG_ZERO)
-            & (labels != self.eos)
-            & (labels != self.blank)
-        )
-        if not bool(poor.any()):
+        least = state.phi.size(1) * info.tiny / info.eps
+        if mass.numel() == 0 or float(mass.min()) >= least:
             return
+        labels = torch.arange(psi.size(1), device=psi.device)[None] if candidates is None else candidates
+        poor = (mass < least) & (peak > LOG_ZERO) & (labels != self.eos) & (labels != self.blank)
         rows, columns = poor.nonzero(as_tuple=True)
         labels = labels.expand_as(psi)
         for part in torch.arange(rows.numel(), device=rows.device).split(4096):
             row, column = rows[part], columns[part]
-            psi[row, column] = self._label(state, state.owner[row], labels[row, column]).add_(phi[row]).logsumexp(1)
+            psi[row, column] = _logsumexp(self._label(state, state.base[row], labels[row, column]).add_(state.phi[row]))
 
 
-def _shift(x: Tensor, first: float) -> Tensor:
-    """(N, T), one frame later, with *first* at frame 0."""
-    shifted = torch.empty_like(x)
-    shifted[:, 0] = first
-    shifted[:, 1:] = x[:, :-1]
-    return shifted
-
-
-def _linear_recursion(log_a: Tensor, log_u: Tensor) -> Tensor:
-    """log r, where r[t] = a[t] (r[t-1] + u[t]) and r[-1] = 0; (N, T) each."""
-    total = log_a.cumsum(1)
-    return total + torch.logcumsumexp(log_u - _shift(total, 0.0), 1)
-
-
-def _rowwise_product(weight: Tensor, probs: Tensor, owner: Tensor) -> Tensor:
-    """(N, T) times the (V, T) of each row's utterance → (N, V): one batched product, rows grouped by their owner."""
-    count = torch.bincount(owner, minlength=probs.size(0))
-    width = int(count.max())
-    # rows of an utterance are neighbours, in the order of the stored utterances
-    slot = torch.arange(owner.numel(), device=owner.device) - (count.cumsum(0) - count)[owner]
-    grid = weight.new_zeros(probs.size(0), width, weight.size(1))
-    grid[owner, slot] = weight
-    return torch.bmm(grid, probs.transpose(1, 2))[owner, slot]
+def _logsumexp(x: Tensor) -> Tensor:
+    """(M, T) -> (M,); under ``LOG_ZERO`` where all is impossible."""
+    peak = x.amax(1, keepdim=True).clamp_(min=LOG_ZERO)
+    return x.sub_(peak).clamp_(min=LEAST).exp_().sum(1).log_().add_(peak.squeeze(1))

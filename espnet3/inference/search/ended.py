@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espnet3.inference.search.hypothesis import Hypothesis
+from typing import Any
 
 # Watanabe et al. 2017, eq. 50, with ESPnet's constants: the best hypothesis of each of three successive lengths is
 # worse than the best of all by more than ten nats
@@ -11,7 +11,7 @@ END_MARGIN = -10.0
 
 
 class Ended:
-    """The finished hypotheses of one utterance.
+    """The finished hypotheses of one utterance, as far as they matter.
 
     Args:
         maxlen: labels (without eos) after which a hypothesis is ended by force.
@@ -21,17 +21,18 @@ class Ended:
 
     def __init__(self, maxlen: int, nbest: int, detect: bool):
         self.maxlen, self.nbest, self.detect = maxlen, nbest, detect
-        self.hypotheses: list[Hypothesis] = []
         self._best_of_length: dict[int, float] = {}
-        self._top: list[float] = []
+        self._top: list[tuple[float, int, Any]] = []
 
-    def add(self, step: int, hypothesis: Hypothesis) -> None:
-        """*hypothesis* ended at *step* (0 is the first label)."""
-        self.hypotheses.append(hypothesis)
+    def add(self, step: int, score: float, pointer: Any) -> None:
+        """A hypothesis ended at *step* of its utterance (0 is the first label); *pointer* is what it is found by."""
         best = self._best_of_length.get(step)
-        if best is None or hypothesis.score > best:
-            self._best_of_length[step] = hypothesis.score
-        self._top = sorted([*self._top, hypothesis.score], reverse=True)[: self.nbest]
+        if best is None or score > best:
+            self._best_of_length[step] = score
+        if len(self._top) < self.nbest or score > self._top[-1][0]:
+            self._top.append((score, step, pointer))
+            self._top.sort(key=lambda entry: -entry[0])
+            del self._top[self.nbest :]
 
     def finished(self, step: int, bound: float | None) -> bool:
         """True where going on cannot change the result, or end detection says so.
@@ -42,17 +43,15 @@ class Ended:
         """
         if bound is None or step + 1 >= self.maxlen:
             return True
-        if len(self._top) == self.nbest and self._top[-1] >= bound:
+        if len(self._top) == self.nbest and self._top[-1][0] >= bound:
             return True
         return self.detect and bool(self._top) and self._end_detected(step)
 
     def _end_detected(self, step: int) -> bool:
         # ESPnet counts sos and eos into a length, and looks at lengths step, step-1, step-2: ended 2 to 4 steps ago
         lengths = range(step - 2, step - 2 - END_LENGTHS, -1)
-        return all(self._best_of_length.get(n, float("inf")) - self._top[0] < END_MARGIN for n in lengths)
+        return all(self._best_of_length.get(n, float("inf")) - self._top[0][0] < END_MARGIN for n in lengths)
 
-    def best(self, impossible: float) -> list[Hypothesis]:
-        """The n best, best first; one that scores under *impossible* only where there is nothing else."""
-        ranked = sorted(self.hypotheses, key=lambda h: -h.score)
-        possible = [h for h in ranked if h.score > impossible][: self.nbest]
-        return possible or ranked[:1] or [Hypothesis([], 2 * impossible)]
+    def best(self, impossible: float) -> list[tuple[float, int, Any]]:
+        """The n best (score, step, pointer), best first; one under *impossible* only where there is nothing else."""
+        return [entry for entry in self._top if entry[0] > impossible] or self._top[:1]
