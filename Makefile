@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXPERIMENT ?= asr
 PROFILE ?= local
 # a file of tests stays on one process; those that wait for SLURM leave the cores to the others
-PYTEST_ARGS ?= -n 3 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install decode test lint docs clean
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sqlite3
 import shutil
 import tempfile
 import time
@@ -15,8 +17,12 @@ from espnet3.data import wavheader
 from espnet3.data.wavheader import AudioHeader, BadAudio, read_header
 from espnet3.io import sha256_file
 
+log = logging.getLogger(__name__)
+
 # a file that changes twice within the clock's grain keeps its time: too fresh a file is read again
 SETTLED_SECONDS = 2.0
+# a writer that was killed leaves its copy
+ABANDONED_SECONDS = 3600.0
 _COLUMNS = (
     "audio TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, rate INTEGER, samples INTEGER, channels INTEGER, bad TEXT"
 )
@@ -68,7 +74,10 @@ class Headers:
 
 
 class CacheWriter:
-    """Adds entries to a copy of the cache at *path*, and puts the copy in its place at the end, if any were added."""
+    """Adds entries to a copy of the cache at *path*, and puts the copy in its place at the end, if any were added.
+
+    A cache that cannot be written costs a second look next time, and a warning; never the job.
+    """
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         self.path = Path(path) if path is not None else None
@@ -83,14 +92,29 @@ class CacheWriter:
         entries = list(entries)
         if self.path is None or not entries:
             return
-        if self._connection is None:
-            self._begin()
-        self._connection.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
+        try:
+            if self._connection is None:
+                self._begin()
+            self._connection.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("%s: the headers are not remembered (%s)", self.path, error)
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+        self.path = self._connection = None
 
     def _begin(self) -> None:
-        import sqlite3
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
         descriptor, self._temporary = tempfile.mkstemp(
             prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent
         )
@@ -110,8 +134,12 @@ class CacheWriter:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._connection is None:
             return
-        self._connection.commit()
-        self._connection.close()
+        try:
+            self._connection.commit()
+            self._connection.close()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return
         with contextlib.suppress(OSError):
             if kind is None:
                 os.replace(self._temporary, self.path)
@@ -125,8 +153,6 @@ def _code() -> str:
 
 def _open(path: str | os.PathLike) -> Any:
     """The cache as a read-only connection; None where there is none, or one that other code has written."""
-    import sqlite3
-
     if not os.path.isfile(path):
         return None
     try:

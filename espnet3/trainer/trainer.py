@@ -338,7 +338,9 @@ def _data_digest(dataset: Any) -> str:
     path = getattr(getattr(dataset, "source", None), "path", None)
     if path is not None and Path(path).is_file():
         return sha256_file(path)
-    return digest([type(dataset).__name__, len(dataset), list(getattr(dataset, "ids", []))])
+    # a stream has neither a length nor a list of its ids
+    length = len(dataset) if hasattr(dataset, "__len__") else None
+    return digest([type(dataset).__name__, length, list(getattr(dataset, "ids", []))])
 
 
 @contextlib.contextmanager

@@ -137,10 +137,16 @@ def test_a_broken_file_is_rejected_with_its_reason(kind, speech, tmp_path):
     root = os.geteuid() == 0 and kind == "no permission"
     if root:
         # root may read everything
-        for path in (tmp_path, *tmp_path.parents[:2]):
-            path.chmod(0o755)
+        for path in (tmp_path, *tmp_path.parents):
+            if path.stat().st_mode & 0o005 != 0o005:
+                path.chmod(0o755)
         (tmp_path / "out").mkdir(mode=0o777)
         (tmp_path / "out").chmod(0o777)
+        # what is imported at first use lies where only root may read
+        (tmp_path / "warm").mkdir()
+        (tmp_path / "warm/good.wav").write_bytes(wav(speech))
+        (tmp_path / "warm/c.jsonl").write_text(json.dumps(lines[1]) + "\n")
+        build({"_target_": TARGETS["jsonl"], "path": str(tmp_path / "warm/c.jsonl")}, tmp_path / "warm")
         os.seteuid(65534)
     try:
         cuts, rejected = build({"_target_": TARGETS["jsonl"], "path": str(tmp_path / "c.jsonl")}, tmp_path)

@@ -85,3 +85,13 @@ def test_a_damaged_or_foreign_cache_is_no_cache(tmp_path, samples):
         again = Headers(cache)
         again.read(tmp_path / "a.wav")
         assert again.hits == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, caplog):
+    (tmp_path / "file").write_text("where the cache's folder should be")
+    cache = tmp_path / "file" / "x.sqlite"
+    with CacheWriter(cache) as writer:
+        writer.add([("a.wav", 1, 1, 8000, 1, 1, None)])
+        writer.add([("b.wav", 1, 1, 8000, 1, 1, None)])
+    (record,) = caplog.records
+    assert "not remembered" in record.message
