@@ -6,6 +6,7 @@ The runs of a group are begun together, because nearly all of the time is waitin
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 from slurm_runs import Cluster, Run, until
@@ -117,7 +118,7 @@ def test_job_noticed_soon(short_runs, held_runs):
 
 @pytest.fixture(scope="module")
 def outage_runs(accounted: Cluster, start, held_runs) -> dict[str, tuple[Run, ...]]:
-    """Runs during which accounting stopped for good, and the controller for as long as a round of the plugin lasts."""
+    """Runs during which accounting stopped for good, and the controller for a minute, or until a round of the plugin failed."""
     runs = held_runs
     wait_until_started(*(run for pair in runs.values() for run in pair))
     accounted.configure(MinJobAge=3)
@@ -134,6 +135,7 @@ def outage_runs(accounted: Cluster, start, held_runs) -> dict[str, tuple[Run, ..
     for run in paused:
         until(lambda run=run: not accounted.job(run.jobs[0]), "SLURM has forgotten the job")
     accounted.script("stop-ctld")
+    back = time.monotonic() + 60
     runs["begun"] = begin(accounted, start, "begun", '"once.txt"', status_command="squeue")
     for run in runs["outage"]:
         run.release()
@@ -143,6 +145,7 @@ def outage_runs(accounted: Cluster, start, held_runs) -> dict[str, tuple[Run, ..
     for name in ("accounting", "interrupted", "outage"):
         until(runs[name][1].gives_up, f"a status round of the plugin failed: {name}")
     accounted.configure(MessageTimeout=20)
+    time.sleep(max(0.0, back - time.monotonic()))
     accounted.script("start-ctld")
     for run in paused:
         run.signal(signal.SIGCONT)
