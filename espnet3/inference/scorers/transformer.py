@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from espnet3.inference.scorers.base import Scorer, fit, keep_rows
 
 # nodes of a tree that are added between two cuts
-_GROWTH = 64
+_GROWTH = 32
 _OUTSIDE = -1e30
 
 
