@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import peak_megabytes, print_bars
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -36,12 +37,6 @@ def durations(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     long = rng.random(count) < 0.64
     return np.round(np.where(long, rng.normal(14.6, 1.2, count).clip(10, 27), 1.3 + 14 * rng.beta(1.6, 1.5, count)), 3)
-
-
-def peak_mb() -> float:
-    """The greatest resident size that this process has had; ru_maxrss would begin with that of the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def padding(batches: list[list[int]], lengths: np.ndarray) -> float:
@@ -153,7 +148,7 @@ def work(name: str, job: dict[str, Any]) -> dict[str, Any]:
     function = WORKERS[name](job)
     function()
     seconds, result = timed(function)
-    report: dict[str, Any] = {"seconds": seconds, "peak": peak_mb()}
+    report: dict[str, Any] = {"seconds": seconds, "peak": peak_megabytes()}
     if name.startswith("build"):
         batches = (
             [[int(uid.removeprefix("utt-")) for uid in batch] for batch in result] if "espnet2" in name else result
@@ -186,20 +181,20 @@ def large_manifest(folder: Path) -> dict[str, float]:
     from espnet3.data.manifest import build_manifest, read_durations
     from espnet3.parallel.plan import plan_shards
 
-    report: dict[str, float] = {"start": peak_mb()}
+    report: dict[str, float] = {"start": peak_megabytes()}
     limits = {"sampling_rate": RATE, "min_duration": 0.1, "max_duration": 40.0}
     manifest = folder / "large.jsonl.gz"
     report["validate"], counts = timed(
         lambda: build_manifest(folder / "corpus.jsonl", "train", manifest, folder / "rejected.jsonl", limits, 0.01)
     )
-    report["validate peak"], report["accepted"] = peak_mb(), counts[0]
+    report["validate peak"], report["accepted"] = peak_megabytes(), counts[0]
 
     def shard() -> int:
         ids, lengths = read_durations(manifest)
         return len(plan_shards(ids, lengths, 64))
 
     report["shard"], _ = timed(shard)
-    report["shard peak"] = peak_mb()
+    report["shard peak"] = peak_megabytes()
 
     def sample() -> int:
         opened = Manifest(manifest)
@@ -212,7 +207,7 @@ def large_manifest(folder: Path) -> dict[str, float]:
         return batches
 
     report["sample"], _ = timed(sample)
-    report["peak"] = peak_mb()
+    report["peak"] = peak_megabytes()
     return report
 
 
@@ -244,11 +239,11 @@ def lhotse_on_large(folder: Path) -> dict[str, float]:
 
     from espnet3.data.dataset import ESPnet3Dataset
 
-    report = {"start": peak_mb()}
+    report = {"start": peak_megabytes()}
     cuts = ESPnet3Dataset(folder / "large.jsonl.gz").cuts
     sampler = DynamicBucketingSampler(cuts, max_duration=BATCH_SECONDS, num_buckets=30, shuffle=True)
     report["seconds"], _ = timed(lambda: [len(batch) for _, batch in zip(range(100), sampler, strict=False)])
-    return report | {"peak": peak_mb()}
+    return report | {"peak": peak_megabytes()}
 
 
 # --- one process for all else ---
@@ -357,14 +352,14 @@ def batches_and_loading(arguments: argparse.Namespace, other: str | None, folder
             row(f"numel, {key.split()[1]}", seconds[key], last["batches"], last["padding"], peaks[key])
     pools = samplers(arguments.utterances)
     bars = [
-        ("padding, numel (%)", found["build espnet3"][-1]["padding"], "<=", 3.0),
-        ("padding, SortedPools (%)", pools, "<=", 3.0),
+        ("padding, numel (%)", found["build espnet3"][-1]["padding"], 3.0, False),
+        ("padding, SortedPools (%)", pools, 3.0, False),
     ]
     if other:
         same = found["build espnet3"][-1]["first"] == found["build espnet2"][-1]["first"]
         ratio = seconds["build espnet2"] / seconds["build espnet3"]
-        bars.append(("batches built, times as fast as ESPnet2", ratio, ">=", 5.0))
-        bars.append(("first, middle and last batch the same as ESPnet2's", float(same), ">=", 1.0))
+        bars.append(("batches built, times as fast as ESPnet2", ratio, 5.0, True))
+        bars.append(("first, middle and last batch the same as ESPnet2's", float(same), 1.0, True))
     print(f"\n{arguments.files} wav files, read, batched and padded in one process")
     print(f"{'':42} {'CPU ms':>10} {'utt/s':>10} {'padding':>9} {'peak MB':>8}")
     for key in (key for key in found if key.startswith("load")):
@@ -396,7 +391,7 @@ def main() -> int:
     other = arguments.espnet2_python or (sys.executable if importlib.util.find_spec("espnet2") else None)
     if other is None and "batches" in arguments.parts:
         print("no ESPnet2 here: pip install espnet==202511 (in an environment of its own), then --espnet2-python PATH")
-    bars: list[tuple[str, float, str, float]] = []
+    bars: list[tuple[str, float, float, bool]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "batches" in arguments.parts:
@@ -406,7 +401,7 @@ def main() -> int:
             print(
                 f"\nfbank, one core, a batch of {BATCH_SECONDS:g} s: in the model {ours:.0f} x real time, Lhotse's {theirs:.0f} x"
             )
-            bars.append(("fbank (x real time)", ours, ">=", 1000.0))
+            bars.append(("fbank (x real time)", ours, 1000.0, True))
         if "manifest" in arguments.parts:
             write_corpus(arguments.lines, folder)
             report, lhotse = (run_worker(sys.executable, worker, folder) for worker in ("manifest", "lhotse"))
@@ -420,14 +415,9 @@ def main() -> int:
                 f"Lhotse's DynamicBucketingSampler on it: 100 batches in {lhotse['seconds']:.1f} CPU s, peak {lhotse['peak']:.0f} "
                 f"MB, of which {lhotse['start']:.0f} are torch and Lhotse"
             )
-            bars.append((f"peak of {arguments.lines} lines (MB)", report["peak"], "<=", 500.0))
+            bars.append((f"peak of {arguments.lines} lines (MB)", report["peak"], 500.0, False))
     print()
-    short = 0
-    for label, figure, sign, target in bars:
-        good = figure <= target if sign == "<=" else figure >= target
-        short += not good
-        print(f"{'ok  ' if good else 'FAIL'} {label}: {figure:.2f}, target {sign} {target:g}")
-    return int(short > 0)
+    return print_bars(bars)
 
 
 if __name__ == "__main__":

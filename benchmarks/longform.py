@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from figures import peak_megabytes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -52,14 +53,6 @@ def recogniser(a: argparse.Namespace):
     settings = {"method": a.method} if a.method else {}
     window = max(read_durations(a.train)[1])
     return from_pretrained(a.pack, device="cpu", window=window, pause=a.pause, **settings)
-
-
-def peak_megabytes() -> float:
-    """Of this process; getrusage's figure would be the parent's where that was larger."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise UserError("/proc/self/status: no VmHWM; this benchmark needs Linux")
 
 
 def child(a: argparse.Namespace) -> None:

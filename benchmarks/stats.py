@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from digits import digit_strings
+from figures import print_bars
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000
@@ -250,12 +251,7 @@ def main() -> int:
         ("the pass in two workers, speed against one", speedup, 1.8, True),
         ("largest difference of a mean or a standard deviation", apart if same else float("inf"), 1e-4, False),
     ]
-    short = 0
-    for name, figure, target, more in bars:
-        good = figure >= target if more else figure <= target
-        short += not good
-        print(f"{'ok  ' if good else 'FAIL'} {name}: {figure:.3g}, target {'>=' if more else '<='} {target:g}")
-    return int(short > 0)
+    return print_bars(bars)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from digits import digit_strings
+from figures import print_bars
 
 BINS, RATE, STEPS_AN_EPOCH = 400_000, 8000, 96
 EPOCHS = 5
@@ -265,12 +266,7 @@ def main() -> int:
         rates = quality(paths, work, a.seed)
         bars.append(("WER after 480 steps, last epoch, %", 100 * rates["last epoch"], 1.47, False))
         bars.append(("WER after 480 steps, average of 5, %", 100 * rates["average of 5"], 0.74, False))
-    short = 0
-    for name, figure, target, least in bars:
-        good = figure >= target if least else figure <= target
-        short += not good
-        print(f"{'ok  ' if good else 'FAIL'} {name}: {figure:.2f}, target {'>=' if least else '<='} {target}")
-    return int(short > 0)
+    return print_bars(bars)
 
 
 if __name__ == "__main__":
