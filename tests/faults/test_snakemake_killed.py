@@ -18,7 +18,7 @@ HYPOTHESES = "exp/tiny/decode/joint/test/hyp.jsonl"
 CONFIG = TINY.replace("max_epochs: 2", "max_epochs: 3, checkpoint_steps: 1") + (
     "dataloader: {train: {sampler: {max_duration: 15.0}}}\nexecution: {accelerator: cpu}\n"
 )
-PATIENCE = 300  # on a busy machine
+PATIENCE = 900  # each checkpoint is synchronised: where the disk is writing gigabytes of others', a save takes half a minute
 
 
 class Run:
@@ -53,15 +53,19 @@ class Run:
         deadline = time.monotonic() + PATIENCE
         while not (found := what()):
             if self.process.poll() is not None or time.monotonic() > deadline:
+                ended = self.process.poll()
                 self.process.kill()
-                raise AssertionError(self.log.read_text()[-4000:])
+                raise AssertionError(f"Snakemake's status: {ended}\n{self.log.read_text()[-4000:]}\n{jobs(self.root)}")
             time.sleep(0.01)
         return found
 
     def trains(self) -> int | None:
         """The process that trains, once it has saved a checkpoint."""
-        lease = next(self.root.glob("exp/tiny/checkpoints/state-*/lease.json"), None)
-        return json.loads(lease.read_text())["pid"] if lease and self.trace() != self.before else None
+        try:
+            lease = next(self.root.glob("exp/tiny/checkpoints/state-*/lease.json")).read_text()
+        except (StopIteration, FileNotFoundError):
+            return None
+        return json.loads(lease)["pid"] if self.trace() != self.before else None
 
     def decodes(self) -> int | None:
         """The process that decodes."""
@@ -89,6 +93,20 @@ class Run:
         finally:
             self.process.kill()
         return self.log.read_text()
+
+
+def jobs(root: Path) -> str:
+    """The processes of *root*: their commands, states, and what they wait for."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == root:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+                state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(f"{process.name} {state} {(process / 'wchan').read_text()} {' '.join(words)[:120]}")
+        except OSError:
+            continue
+    return "\n".join(found)
 
 
 def test_killed_in_training_and_decoding_and_started_again(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -65,7 +66,8 @@ class Lab(Project):
         found = {}
         for folder in ("data/own/log", "exp/own/log"):
             for path in (self.root / folder).glob("*.log"):
-                found[path.stem] = (path.stat().st_ino, path.stat().st_mtime_ns)
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.stem] = ((stat := path.stat()).st_ino, stat.st_mtime_ns)
         return found
 
     def recorded(self) -> dict[Path, int]:
