@@ -2,7 +2,7 @@
 
 Keys and values of the encoder's output are made once for each utterance, and serve all its prefixes. So are those of the
 labels: an utterance's prefixes are a tree, whose nodes stay where they are; a mask says which of them are a prefix's own.
-All prefixes of an utterance are the queries of one attention over its tree, and the branches that died are cut now and then.
+All prefixes of an utterance are the queries of one attention over its tree; new nodes take the places of branches that died.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from espnet3.inference.scorers.base import Scorer, fit, keep_rows
 
-# nodes of a tree that are added between two cuts
-_GROWTH = 32
+# nodes of a tree that there is room for at first
+_CAPACITY = 64
 _OUTSIDE = -1e30
 
 
@@ -88,8 +88,7 @@ class StepState:
     Attributes:
         memory: for each layer keys and values, (B, H, T, head size) each; empty for a language model.
         outside: (B, 1, T), 0 inside an utterance and very negative behind it; None: nothing is padded.
-        nodes: keys and values of the labels (layers, 2, B, H, capacity, head size), filled up to *filled*; None: of none yet.
-        limit: nodes at which dead branches are cut.
+        nodes: keys and values of the labels (layers, 2, B, H, capacity, head size); None: of none yet.
         seen: (B, width, capacity), 0 where a node belongs to a prefix, and very negative elsewhere.
         step: of the search; begin: (B,) the step at which each utterance began, None: all at 0.
         previous: (N,) the label that comes next.
@@ -100,8 +99,6 @@ class StepState:
     outside: Tensor | None
     nodes: Tensor | None
     seen: Tensor
-    filled: int
-    limit: int
     step: int
     begin: Tensor | None
     previous: Tensor
@@ -139,10 +136,9 @@ class TransformerScorer(Scorer):
             padded = torch.arange(encoded.size(1), device=device) >= lengths[:, None]
             if bool(padded.any()):
                 outside = torch.zeros_like(padded, dtype=encoded.dtype).masked_fill_(padded, _OUTSIDE)[:, None]
-        limit = max(_GROWTH, width)
-        seen = plan.output[0].new_full((utterances, width, 2 * limit), _OUTSIDE)
+        seen = plan.output[0].new_full((utterances, width, max(_CAPACITY, width)), _OUTSIDE)
         previous = torch.full((utterances * width,), self.sos, device=device)
-        return StepState(plan, memory, outside, None, seen, 0, limit, 0, None, previous, width)
+        return StepState(plan, memory, outside, None, seen, 0, None, previous, width)
 
     def score(self, state: StepState, candidates: Tensor | None = None) -> Tensor:
         plan, width, heads, utterances = state.plan, state.width, state.plan.heads, state.utterances
@@ -151,10 +147,12 @@ class TransformerScorer(Scorer):
             # what is masked must be finite
             shape = (len(plan.layers), 2, utterances, heads, state.seen.size(2), size)
             state.nodes = state.seen.new_zeros(shape)
+        free, filled = _place(state)
         nodes = state.nodes
-        first, filled = state.filled, state.filled + width
-        own = torch.full((width, width), _OUTSIDE, dtype=nodes.dtype, device=nodes.device).fill_diagonal_(0.0)
-        state.seen[:, :, first:filled] = own
+        state.seen.scatter_(2, free[:, :, None], 0.0)
+        # of each node's keys and values of one head, its row in a layer
+        first = torch.arange(2 * utterances * heads, device=nodes.device).view(2, utterances, heads, 1)
+        places = (first * nodes.size(4) + free[None, :, None]).flatten()
         seen = state.seen[:, None, :, :filled].expand(-1, heads, -1, -1).reshape(-1, width, filled)
         if state.begin is None:
             position = torch.full((1,), state.step, device=nodes.device)
@@ -170,7 +168,7 @@ class TransformerScorer(Scorer):
                 turned = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2))) * turn.unsqueeze(1)
                 qkv = torch.cat([torch.view_as_real(turned).flatten(-2).type_as(qkv), qkv[:, 2:]], 1)
             qkv = qkv.view(utterances, width, 3, heads, size).permute(2, 0, 3, 1, 4)
-            nodes[number, :, :, :, first:filled] = qkv[1:]
+            nodes[number].view(-1, size).index_copy_(0, places, qkv[1:].reshape(-1, size))
             keys, values = nodes[number, :, :, :, :filled].flatten(1, 2)
             y = _attend(qkv[0].flatten(0, 1), keys, values, seen).view(utterances, heads, width, size)
             x = x + F.linear(y.transpose(1, 2).reshape(x.shape[0], -1), *layer.out)
@@ -178,7 +176,7 @@ class TransformerScorer(Scorer):
                 x = x + self._cross(layer.cross, x, state, number)
             inner = layer.activation(F.linear(layer.norm_feed(x), *layer.inner))
             x = x + F.linear(inner, *layer.outer)
-        state.step, state.filled = state.step + 1, filled
+        state.step += 1
         return F.linear(plan.norm(x), *plan.output).float().log_softmax(-1)
 
     def _cross(self, layer: Cross, x: Tensor, state: StepState, number: int) -> Tensor:
@@ -194,8 +192,7 @@ class TransformerScorer(Scorer):
 
     def advance(self, state: StepState, rows: Tensor, tokens: Tensor) -> StepState:
         seen = state.seen.flatten(0, 1).index_select(0, rows).view_as(state.seen)
-        state = replace(state, seen=seen, previous=tokens)
-        return _cut(state) if state.filled + state.width > state.limit else state
+        return replace(state, seen=seen, previous=tokens)
 
     def select(self, state: StepState, utterances: Tensor, frames: int) -> StepState:
         memory = [
@@ -232,25 +229,20 @@ class TransformerScorer(Scorer):
         )
 
 
-def _cut(state: StepState) -> StepState:
-    """The state without the nodes that belong to no prefix any more, with room for others."""
-    used = (state.seen[:, :, : state.filled] == 0).any(1)
-    kept = int(used.sum(1).max())
-    order = used.byte().argsort(dim=1, descending=True, stable=True)[:, :kept]
-    layers, two, utterances, heads, capacity, size = state.nodes.shape
-    # whole rows by their number: a gather would go through them number by number
-    first = torch.arange(layers * two * utterances * heads, device=order.device) * capacity
-    rows = first.view(-1, utterances, heads, 1) + order[:, None]
-    picked = state.nodes.view(-1, size).index_select(0, rows.flatten())
-    seen = state.seen.gather(2, order[:, None].expand(-1, state.width, -1))
-    limit = kept + max(_GROWTH, state.width)
-    nodes = state.nodes
-    if limit > capacity:
-        capacity = 2 * limit
-        nodes = nodes.new_zeros(layers, two, utterances, heads, capacity, size)
-    nodes[:, :, :, :, :kept] = picked.view(layers, two, utterances, heads, kept, size)
-    seen = F.pad(seen, (0, capacity - kept), value=_OUTSIDE)
-    return replace(state, nodes=nodes, seen=seen, filled=kept, limit=limit)
+def _place(state: StepState) -> tuple[Tensor, int]:
+    """The lowest nodes (B, width) of each utterance that no prefix sees, and the number of nodes up to the last in use."""
+    width, capacity = state.width, state.seen.size(2)
+    number = torch.arange(capacity, device=state.seen.device)
+    used = state.seen.amax(1) == 0
+    free = (number + capacity * used).topk(width, 1, largest=False).values
+    last = int(torch.maximum((number * used).amax(), free.amax()))
+    if last < capacity:
+        return free, last + 1
+    # some utterance has no room
+    room = max(capacity, width)
+    state.seen = F.pad(state.seen, (0, room), value=_OUTSIDE)
+    state.nodes = F.pad(state.nodes, (0, 0, 0, room))
+    return _place(state)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

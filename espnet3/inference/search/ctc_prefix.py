@@ -29,6 +29,11 @@ FLOOR = -1e3
 # where exponentials underflow, the vector library takes the slow way; terms so small are lost in any sum that counts
 LEAST = -700.0
 INF = float("inf")
+# Within a block of frames the probabilities of a label alone lie within e^(25 * 16), so that float64 loses a prefix's earlier
+# ends only where they are less than e^-300 of its later ones
+BLOCK = 16
+SLOPE = -25.0
+LEAST_PEAK = -1e30
 
 
 @dataclass
@@ -39,7 +44,7 @@ class CTCState:
     ``phi`` and ``before_b`` (N, T) belong to the frame before: entry t is what frame t continues, in any way or after a
     blank; minus infinity past the end. ``ending`` (N,) is the log-probability that the whole input spells the prefix,
     ``psi`` (N,) that it begins so, ``again`` (N,) that it does with its last label once more. ``base`` (N,) is where the
-    row's utterance begins in the (B * V, T) of the labels.
+    row's utterance begins in the (B * V, T) of the labels, ``least`` the smallest of them (known on CPUs only).
     """
 
     log_probs: Tensor
@@ -55,6 +60,7 @@ class CTCState:
     again: Tensor
     last: Tensor | None
     width: int
+    least: float = -INF
     scored: Tensor | None = None
     candidates: Tensor | None = None
 
@@ -104,6 +110,7 @@ class CTCPrefixScorer(Scorer):
             again=torch.zeros_like(ending),
             last=None,
             width=width,
+            least=float(log_probs.min()) if log_probs.device.type == "cpu" and log_probs.numel() else -INF,
         )
 
     def score(self, state: CTCState, candidates: Tensor | None = None) -> Tensor:
@@ -145,30 +152,30 @@ class CTCPrefixScorer(Scorer):
         label = own.cumsum(1)
         earlier = torch.zeros_like(label)
         earlier[:, 1:] = label[:, :-1]
-        r_n = phi.sub_(earlier).logcumsumexp(1).add_(label)
+        r_n = self._scan(state, phi.sub_(earlier)).add_(label)
         blanks = state.blanks[:, None]
         grid = (utterances, state.width, frames)
         shifted = torch.full_like(r_n, -INF)
         shifted[:, 1:] = r_n[:, :-1]
-        r_b = (shifted.view(grid) - blanks[:, :, :-1]).logcumsumexp(2).add_(blanks[:, :, 1:]).view_as(r_n)
+        shifted.view(grid).sub_(blanks[:, :, :-1])
+        r_b = self._scan(state, shifted)
+        r_b.view(grid).add_(blanks[:, :, 1:])
         total = torch.logaddexp(r_n, r_b)
         ending = total.view(grid).gather(2, state.final[:, None, None].expand(-1, state.width, 1)).flatten()
         new_phi, new_b = torch.full_like(total, -INF), torch.full_like(total, -INF)
         new_phi[:, 1:], new_b[:, 1:] = total[:, :-1], r_b[:, :-1]
         new_phi.view(grid).masked_fill_(state.outside[:, None], -INF)
         new_b.view(grid).masked_fill_(state.outside[:, None], -INF)
-        scored = state.scored.index_select(0, rows)
-        if state.candidates is None:
-            psi = scored.gather(1, tokens[:, None])
-        else:
-            place = (state.candidates.index_select(0, rows) == tokens[:, None]).int().argmax(1, keepdim=True)
-            psi = scored.gather(1, place)
+        place = tokens
+        if state.candidates is not None:
+            place = (state.candidates.index_select(0, rows) == tokens[:, None]).int().argmax(1)
+        psi = state.scored.flatten()[rows * state.scored.size(1) + place]
         return replace(
             state,
             phi=new_phi,
             before_b=new_b,
             ending=ending,
-            psi=psi.squeeze(1),
+            psi=psi,
             again=_logsumexp(own.add_(new_b)),
             last=tokens,
             scored=None,
@@ -206,7 +213,23 @@ class CTCPrefixScorer(Scorer):
         # no label repeats that of an empty prefix; blank is scored apart
         last = state.last.clone()
         last[rows] = self.blank
-        return replace(state, last=last, **changed)
+        return replace(state, last=last, least=min(state.least, fresh.least), **changed)
+
+    def _scan(self, state: CTCState, x: Tensor) -> Tensor:
+        """``x.logcumsumexp(1)``, by blocks where the slopes allow it; torch's own goes through frames one by one on a CPU."""
+        if state.least < SLOPE or x.size(1) <= 2 * BLOCK:
+            return x.logcumsumexp(1)
+        frames = x.size(1)
+        blocks = F.pad(x, (0, -frames % BLOCK), value=-INF).view(x.size(0), -1, BLOCK)
+        peak = blocks.amax(2, keepdim=True).clamp_(min=LEAST_PEAK)
+        sums = blocks.sub(peak).exp_().cumsum(2)
+        # up to the end of each block, and before it
+        upto = (sums[:, :, -1:].log() + peak).logcumsumexp(1)
+        before = torch.full_like(upto, -INF)
+        before[:, 1:] = upto[:, :-1]
+        top = torch.maximum(before, peak)
+        sums.mul_((peak - top).exp_()).add_((before - top).exp_())
+        return sums.log_().add_(top).flatten(1)[:, :frames]
 
     def _label(self, state: CTCState, base: Tensor, labels: Tensor) -> Tensor:
         return state.log_probs.flatten(0, 1).index_select(0, base + labels).double()
