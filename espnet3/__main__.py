@@ -124,7 +124,7 @@ def report(a: argparse.Namespace) -> None:
 def pack(a: argparse.Namespace) -> None:
     from espnet3.stages import pack as stage
 
-    stage.run(_conf(a.conf), a.weights, a.tokens, a.metrics, a.output_dir, a.experiment, a.train)
+    stage.run(_conf(a.conf), a.weights, a.tokens, a.metrics, a.output_dir, a.experiment, a.train, a.lm)
 
 
 def check(a: argparse.Namespace) -> None:
@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("metrics", nargs="+")
     sub = command(pack, "a model folder for from_pretrained", "conf", "experiment", "weights", "tokens", "output-dir")
     sub.add_argument("--train", default=None, help="training manifest: how long the model's utterances were")
+    sub.add_argument("--lm", default=None, help="the language model's weights, where a decoding has an lm_weight")
     sub.add_argument("metrics", nargs="+")
     sub = command(check, "check experiments' configuration")
     sub.add_argument("experiments", nargs="*", help="default: all")

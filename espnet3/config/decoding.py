@@ -6,6 +6,8 @@ from typing import Any
 
 from espnet3.errors import UserError, did_you_mean
 
+PACKED_LM = "lm.safetensors"
+"""The language model in a pack."""
 # an edit of a key that a method does not read must not decode again
 COMMON_KEYS = ("method", "average", "shards", "batch_seconds", "timestamps")
 BEAM_KEYS = (

@@ -96,6 +96,8 @@ def config_slice(config: dict[str, Any], stage: str) -> dict[str, Any]:
         chosen["decode"] = {k: v for k, v in variants[variant].items() if k != "shards"}
         if variants[variant].get("lm_weight"):
             chosen["lm"] = {"model": config["lm"]["model"]}
+    if base == "pack" and any(v.get("lm_weight") for v in resolve_variants(config["decode"]).values()):
+        chosen["lm"] = {"model": config["lm"]["model"]}
     return chosen
 
 

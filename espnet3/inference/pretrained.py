@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet3.config.decoding import resolve_variants
+from espnet3.config.decoding import PACKED_LM, resolve_variants
 from espnet3.errors import UserError, did_you_mean
 from espnet3.inference.audio import audio_seconds, read_audio, read_blocks, to_model_rate
 from espnet3.inference.decode import align_batch
@@ -69,7 +69,8 @@ def from_pretrained(
     """Load a folder that the pack stage made.
 
     Args:
-        path: holds ``model.safetensors``, ``config.json``, ``tokens.txt`` and, for BPE, ``bpe.model``.
+        path: holds ``model.safetensors``, ``config.json``, ``tokens.txt`` and, where they are used, ``bpe.model``,
+            ``lm.safetensors`` and n-gram models.
         decoding: which of the experiment's decodings; None takes the pack's own choice, the experiment's first.
         device: ``auto``, ``cpu`` or ``cuda``.
         allow: packages outside espnet3 and torch.nn whose code the configuration may name. Trust them first.
@@ -94,7 +95,8 @@ def from_pretrained(
         decode = config["decode"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the configuration of a packed model (no {error})") from None
-    _check_targets(model, (*PACKED_TARGETS, *(f"{name}." for name in allow)), folder / "config.json")
+    for section in (model, config.get("lm")):
+        _check_targets(section, (*PACKED_TARGETS, *(f"{name}." for name in allow)), folder / "config.json")
     variants = resolve_variants(decode)
     name = decoding or config.get("decoding") or next(iter(variants))
     if name not in variants:
@@ -108,9 +110,14 @@ def from_pretrained(
     tokens = Tokenizer.load(folder, tokenizer)
     where = pick_device({"accelerator": device})
     network = load_model(model, len(tokens), folder / "model.safetensors", where, tuple(allow))
+    lm = None
+    if resolved.get("lm_weight") and (folder / PACKED_LM).exists():
+        lm = load_model(config["lm"]["model"], len(tokens), folder / PACKED_LM, where, tuple(allow))
+    if resolved.get("ngram") and (folder / Path(resolved["ngram"]).name).exists():
+        resolved["ngram"] = str(folder / Path(resolved["ngram"]).name)
     if window is None:
         window = (config.get("durations") or {}).get("max", WINDOW) if _can_align(network) else 0.0
-    return Recogniser(network, tokens, rate, resolved, where, window, overlap, pause)
+    return Recogniser(network, tokens, rate, resolved, where, window, overlap, pause, lm)
 
 
 def _can_align(model: Any) -> bool:
@@ -152,11 +159,12 @@ class Recogniser:
         window: float = 0.0,
         overlap: float | None = None,
         pause: float = PAUSE,
+        lm: Any = None,
     ):
         self.model, self.tokenizer, self.sampling_rate = model, tokenizer, sampling_rate
         self.settings, self.device = settings, device
         self.window, self.overlap, self.pause = window, overlap, pause
-        self.search = build_search(model, settings, tokens=tokenizer.tokens)
+        self.search = build_search(model, settings, lm=lm, tokens=tokenizer.tokens)
         self.timing = frame_seconds(model, sampling_rate, "timestamps") if settings.get("timestamps") else None
 
     def __call__(self, audio: str | os.PathLike | np.ndarray, sampling_rate: int | None = None) -> Result:

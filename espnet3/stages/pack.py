@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet3 import __version__
-from espnet3.config.decoding import resolve_variants
+from espnet3.config.decoding import PACKED_LM, resolve_variants
 from espnet3.errors import UserError
 from espnet3.io import atomic_write, write_json
 
@@ -42,7 +42,7 @@ or `python -m espnet3 transcribe {folder} audio.wav`.
 - `config.json`: model, tokenizer and decoding
 - `tokens.txt`{bpe}: the tokenizer
 - `metrics.json`: the results above, with all counts
-"""
+{further}"""
 
 
 def run(
@@ -53,16 +53,18 @@ def run(
     output_dir: str | os.PathLike,
     experiment: str,
     train: str | os.PathLike | None = None,
+    lm: str | os.PathLike | None = None,
 ) -> None:
     """Write the folder.
 
     Args:
-        conf: ``model``, ``tokenizer``, ``data.sampling_rate`` and ``decode``.
+        conf: ``model``, ``tokenizer``, ``data.sampling_rate`` and ``decode``, and ``lm`` where a decoding has an ``lm_weight``.
         weights: averaged model, safetensors.
         tokens: the tokenizer's folder.
         metrics: ``score/<decoding>/<test set>/metrics.json``, for the model card; the first one's decoding is the one
             that a user gets who names none.
         train: training manifest; how long its utterances are is how long a window of a long recording is.
+        lm: weights of the language model, safetensors. The ARPA files that decodings name are copied, too.
 
     Raises:
         UserError: an input is absent.
@@ -74,12 +76,13 @@ def run(
     _copy(Path(weights), output / "model.safetensors")
     for name in files:
         _copy(Path(tokens, name), output / name)
+    extra = _language_models(conf, lm, output)
     results: dict[str, dict[str, Any]] = {}
     for row in read_rows(metrics):
         results.setdefault(row.decoding, {})[row.test_set] = row.metrics
     # sorted JSON does not keep which decoding came first
     default = next(iter(results), next(iter(resolve_variants(conf["decode"]))))
-    kept = {key: conf[key] for key in ("model", "tokenizer", "data", "decode")}
+    kept = {key: conf[key] for key in ("model", "tokenizer", "data", "decode", "lm") if key in conf}
     if train is not None:
         kept["durations"] = _durations(train)
     write_json(output / "config.json", {"espnet3": __version__, "experiment": experiment, "decoding": default, **kept})
@@ -97,9 +100,27 @@ def run(
                 table=format_table(metrics, markdown=True),
                 folder=output.name,
                 bpe=", `bpe.model`" if kind == "bpe" else "",
+                further="".join(f"- `{name}`: {what}\n" for name, what in extra.items()),
             )
         )
     log.info("%s: packed", output)
+
+
+def _language_models(conf: dict[str, Any], lm: str | os.PathLike | None, output: Path) -> dict[str, str]:
+    """Copy what decodings score text with, under names that do not depend on where it was; ``{name: what it is}``."""
+    found = {}
+    if lm is not None:
+        _copy(Path(lm), output / PACKED_LM)
+        found[PACKED_LM] = "the language model that `lm_weight` weighs"
+    else:
+        (output / PACKED_LM).unlink(missing_ok=True)
+    paths = {str(v["ngram"]) for v in resolve_variants(conf["decode"]).values() if v.get("ngram")}
+    for path in map(Path, sorted(paths)):
+        if path.name in found:
+            raise UserError(f"decode.ngram: two different files are called {path.name}; a pack needs a name for each")
+        _copy(path, output / path.name)
+        found[path.name] = "the n-gram model that `ngram_weight` weighs"
+    return found
 
 
 def _durations(train: str | os.PathLike) -> dict[str, float]:

@@ -1,18 +1,20 @@
 """A language model trained by its stage, and decodings with it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from speech_task import JOINT, TOKENS, make_task, read_lines, slice_of
 
+import espnet3
 from espnet3.config.compose import load_configs
 from espnet3.config.experiment import Experiment
 from espnet3.config.instantiate import instantiate
 from espnet3.config.slices import config_slice
 from espnet3.errors import UserError
-from espnet3.stages import decode
+from espnet3.stages import decode, pack
 from espnet3.stages import lm as stage
 
 LM = {
@@ -93,11 +95,43 @@ def test_an_ngram_model_takes_part(task, tmp_path):
         assert record["score"] == pytest.approx(parts, abs=5e-3)
 
 
+def test_a_pack_holds_the_language_models(task, tmp_path):
+    folder, task = task
+    (tmp_path / "lms").mkdir()
+    arpa = tmp_path / "lms/one.arpa"
+    arpa.write_text("\\data\\\nngram 1=3\n\n\\1-grams:\n-99 <s>\n-1 </s>\n-0.3 a\n\n\\end\\\n")
+    section = {**JOINT, "nbest": 2, "shards": 1, "average": "valid.loss.ave_1best", "lm_weight": 0.0}
+    section["variants"] = {"fused": {"lm_weight": 2.0, "ngram": str(arpa), "ngram_weight": 0.5}, "plain": {}}
+    conf = slice_of(section) | {"lm": {"model": LM["model"]}}
+    lm = folder / "exp/lm.safetensors"
+    pack.run(conf, task["weights"], task["tokens"], [], tmp_path / "pack", "tones", lm=lm)
+    card = (tmp_path / "pack/README.md").read_text()
+    assert "`lm.safetensors`: the language model" in card and "`one.arpa`: the n-gram model" in card
+    own = {k: v for k, v in section.items() if k != "variants"} | section["variants"]["fused"]
+    decoded = slice_of(own) | {"lm": {"model": LM["model"]}}
+    output = tmp_path / "s.jsonl"
+    decode.run_shard(decoded, shard=1, of=1, output=output, execution={"accelerator": "cpu"}, lm=lm, **task)
+    # whoever gets the folder has neither the experiment nor the ARPA file
+    arpa.unlink()
+    moved = shutil.copytree(tmp_path / "pack", tmp_path / "moved")
+    files = sorted((folder).glob("*.wav"))
+    found = espnet3.from_pretrained(moved, device="cpu").batch(files)
+    expected = {record["id"]: record for record in read_lines(output)}
+    assert [r.text for r in found] == [expected[path.stem]["text"] for path in files]
+    assert [r.scores["lm"] for r in found] == pytest.approx([expected[p.stem]["lm"] for p in files], abs=1e-3)
+    assert "lm" not in espnet3.from_pretrained(moved, device="cpu", lm_weight=0)(files[0]).scores
+    # packed again without, it leaves nothing behind
+    del section["variants"]["fused"]
+    pack.run(slice_of(section), task["weights"], task["tokens"], [], tmp_path / "pack", "tones")
+    assert not (tmp_path / "pack/lm.safetensors").exists()
+
+
 def test_without_it_nothing_of_an_experiment_changes():
     (config,) = load_configs(["asr"]).values()
     plain = Experiment("asr", config)
     assert "lm" not in plain.targets and not any("/lm" in path for path in plain.files("pack"))
     assert "lm_weight" not in config_slice(config, "decode.joint")["decode"]
+    assert "lm" not in config_slice(config, "pack")
     with pytest.raises(UserError, match=r"needs a language model; add `- lm: small`"):
         load_configs(["asr"], "decode.lm_weight=0.3")
     (config,) = load_configs(["asr"], "+lm=small decode.lm_weight=0.3").values()
@@ -105,4 +139,5 @@ def test_without_it_nothing_of_an_experiment_changes():
     assert fused.language_models("joint") == {"lm": "exp/asr/lm/lm.safetensors"}
     assert fused.language_models("greedy") == {}
     assert "exp/asr/lm/lm.safetensors" in fused.files("decode")
-    assert config_slice(config, "decode.joint")["lm"]["model"]["_target_"].endswith("TransformerLM")
+    for stage in ("decode.joint", "pack"):
+        assert config_slice(config, stage)["lm"]["model"]["_target_"].endswith("TransformerLM")

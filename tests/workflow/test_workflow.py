@@ -56,6 +56,27 @@ def test_an_override_is_an_edit(finished: Project):
     assert jobs == {"conf": 1, "decode_shard": SHARDS // 2, "hypotheses": 2, "exp/tiny/decode": 1}
 
 
+def test_a_language_model_joins_a_finished_experiment(edited: Project):
+    replace(edited, "config/tiny.yaml", "  - _self_\n", "  - lm: small\n  - _self_\n")
+    with (edited.root / "config/tiny.yaml").open("a") as config:
+        config.write("lm: {model: {size: 16, heads: 2, hidden: 32, blocks: 1}, trainer: {max_epochs: 2}}\n")
+    replace(edited, "config/tiny.yaml", "decode: {", "decode: {variants: {fused: {lm_weight: 0.3}}, ")
+    jobs = edited.jobs("exp/tiny/pack")
+    assert jobs["lm"] == 1 and jobs["decode_shard"] == SHARDS // 2 and not {"train", "stats", "average"} & jobs.keys()
+    edited.snakemake("exp/tiny/pack", "--cores", "2")
+    for test_set in ("test", "test_voices"):
+        lines = (edited.root / f"exp/tiny/decode/fused/{test_set}/hyp.jsonl").read_text().splitlines()
+        assert len(lines) == 6 and all("lm" in json.loads(line) for line in lines)
+    assert (edited.root / "exp/tiny/pack/lm.safetensors").read_bytes() == (
+        edited.root / "exp/tiny/lm/lm.safetensors"
+    ).read_bytes()
+    assert edited.jobs("exp/tiny/pack") == {}
+    # what trains the language model touches the decodings that use it, and no recogniser
+    replace(edited, "config/tiny.yaml", "max_epochs: 2}}", "max_epochs: 3}}")
+    jobs = edited.jobs("exp/tiny/pack")
+    assert {"lm", "decode_shard", "pack"} <= jobs.keys() and jobs["decode_shard"] == SHARDS // 2 and "train" not in jobs
+
+
 def test_a_misspelt_key_is_one_clear_line(edited: Project):
     replace(edited, "config/tiny.yaml", "beam: 2", "beem: 2")
     done = edited.snakemake("-n", "exp/tiny/decode", check=False)

@@ -26,6 +26,7 @@ rule pack:
     input:
         conf="exp/{exp}/conf/pack.json",
         weights=packed_weights,
+        language_models=packed_language_models,
         tokens=tokenizer_files,
         train=train_manifest,
         metrics=all_metrics,
@@ -39,9 +40,11 @@ rule pack:
         "exp/{exp}/log/pack.log",
     benchmark:
         "exp/{exp}/benchmark/pack.tsv"
+    params:
+        lm=lm_option,
     message:
         "{rule}: {output}"
     shell:
-        "python -m espnet3 pack --conf {input.conf} --experiment {wildcards.exp} --weights {input.weights}"
+        "python -m espnet3 pack {params.lm} --conf {input.conf} --experiment {wildcards.exp} --weights {input.weights}"
         " --tokens exp/{wildcards.exp}/tokenizer --train {input.train} --output-dir exp/{wildcards.exp}/pack"
         " {input.metrics} > {log} 2>&1"

@@ -1,0 +1,130 @@
+"""What the keys `precision: bf16-mixed`, `gradient_checkpointing` and `compile` cost and gain in a training step.
+
+    python benchmarks/acceleration.py --work DIR [--fsdd ARCHIVE] [--threads 1] [--rounds 3] [--device cpu|cuda]
+
+The model and the batches are those of benchmarks/train_step.py (Conformer 6 x 144, 50 s of padded audio a batch, from the shortest
+utterances to the longest). Each variant runs in a process of its own, by turns; the seconds are medians over batches and rounds,
+after one pass that warms up, the memory is the process's peak (on a GPU: the allocator's). How far the first gradients lie from
+those of float32 stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from figures import peak_megabytes, print_bars
+from train_step import OURS, RATE, batches, prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = ("float32", "bf16-mixed", "gradient_checkpointing", "compile")
+
+
+def child(variant: str, paths: dict[str, Path], device: str, gradients: Path) -> dict[str, float]:
+    """Seconds a step, megabytes at the peak, seconds of the first pass, and the distance of the first gradients."""
+    import torch
+
+    from espnet3.config.instantiate import instantiate
+    from espnet3.text.tokenizer import Tokenizer
+    from espnet3.trainer.acceleration import compile_model, recompute
+
+    torch.manual_seed(0)
+    size = len(Tokenizer.load(paths["tokens"], "char"))
+    # without dropout the gradients of all variants are of the same function
+    still = {**OURS, "encoder": {**OURS["encoder"], "dropout": 0.0}, "decoder": {**OURS["decoder"], "dropout": 0.0}}
+    model = instantiate(still, vocab_size=size, cmvn=str(paths["cmvn"])).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    precision = contextlib.nullcontext
+    if variant == "bf16-mixed":
+        precision = lambda: torch.autocast(device, torch.bfloat16)  # noqa: E731
+    elif variant == "gradient_checkpointing":
+        recompute(model, True)
+    elif variant == "compile":
+        compile_model(model, True, device)
+    chosen = [{k: v.to(device) for k, v in batch.items()} for batch in batches(paths)]
+    times: list[float] = []
+    begin = time.perf_counter()
+    for turn in range(2):
+        for number, batch in enumerate(chosen):
+            start = time.perf_counter()
+            with precision():
+                loss = model(**batch)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            if not turn and not number:
+                flat = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None])
+                if variant == "float32":
+                    torch.save(flat, gradients)
+                    apart = 0.0
+                else:
+                    exact = torch.load(gradients)
+                    apart = float((flat - exact).norm() / exact.norm())
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times.append(time.perf_counter() - start)
+        if not turn:
+            first = time.perf_counter() - begin
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_megabytes()
+    return {"seconds": statistics.median(times), "megabytes": peak, "first": first, "apart": apart}
+
+
+def main() -> int:
+    """Print the table and a line for each bar; 1 where one falls short."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the data, which a second run finds again")
+    parser.add_argument("--fsdd", help="the archive or its unpacked folder (default: $ESPNET3_FSDD, or it is fetched)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    paths = prepare(given.work.resolve(), given.fsdd)
+    if given.variant:
+        import torch
+
+        torch.set_num_threads(given.threads)
+        print(json.dumps(child(given.variant, paths, given.device, given.work / "gradients.pt")))
+        return 0
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "PYTHONPATH": str(ROOT)}
+    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for number in range(given.rounds):
+        for variant in VARIANTS:
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--variant", variant],
+                env=environment, stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            found[variant].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {number + 1} of {given.rounds}: {variant}", file=sys.stderr, flush=True)
+    middle = {v: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for v, rows in found.items()}
+    audio = statistics.mean(float(b["speech_lengths"].sum()) / RATE for b in batches(paths))
+    print(f"{audio:.0f} s of audio a step, {given.threads} threads, {given.device}, medians of {given.rounds} rounds")
+    print(f"{'':24}{'s a step':>10}{'speed':>8}{'peak MB':>9}{'first pass':>12}{'gradients apart':>17}")
+    plain = middle["float32"]
+    for variant, row in middle.items():
+        print(
+            f"{variant:24}{row['seconds']:10.3f}{plain['seconds'] / row['seconds']:8.2f}{row['megabytes']:9.0f}"
+            f"{row['first']:10.1f} s{row['apart']:17.1e}"
+        )
+    again = middle["gradient_checkpointing"]
+    bars = [
+        ("peak memory with gradient checkpointing, part of float32's", again["megabytes"] / plain["megabytes"], 0.8, False),
+        ("time of a step with gradient checkpointing, of float32's", again["seconds"] / plain["seconds"], 1.4, False),
+        ("distance of gradients with gradient checkpointing", again["apart"], 0.0, False),
+        ("distance of compiled gradients", middle["compile"]["apart"], 1e-4, False),
+    ]  # fmt: skip
+    return print_bars(bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
