@@ -18,7 +18,9 @@ HYPOTHESES = "exp/tiny/decode/joint/test/hyp.jsonl"
 CONFIG = TINY.replace("max_epochs: 2", "max_epochs: 3, checkpoint_steps: 1") + (
     "dataloader: {train: {sampler: {max_duration: 15.0}}}\nexecution: {accelerator: cpu}\n"
 )
-PATIENCE = 900  # each checkpoint is synchronised: where the disk is writing gigabytes of others', a save takes half a minute
+PATIENCE = (
+    900  # each checkpoint is synchronised: where the disk is writing gigabytes of others', a save takes half a minute
+)
 
 
 class Run:

@@ -139,5 +139,5 @@ def test_without_it_nothing_of_an_experiment_changes():
     assert fused.language_models("joint") == {"lm": "exp/asr/lm/lm.safetensors"}
     assert fused.language_models("greedy") == {}
     assert "exp/asr/lm/lm.safetensors" in fused.files("decode")
-    for stage in ("decode.joint", "pack"):
-        assert config_slice(config, stage)["lm"]["model"]["_target_"].endswith("TransformerLM")
+    for reads in ("decode.joint", "pack"):
+        assert config_slice(config, reads)["lm"]["model"]["_target_"].endswith("TransformerLM")

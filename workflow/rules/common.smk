@@ -167,14 +167,25 @@ def decoding_language_models(wildcards):
 
 def packed_language_models(wildcards):
     e = experiment(wildcards)
-    return list(dict.fromkeys(path for name in e.decodings for path in e.language_models(name).values()))
+    return list(
+        dict.fromkeys(
+            path for name in e.decodings for path in e.language_models(name).values()
+        )
+    )
 
 
 # the experiment's language model, as an option: most decodings have none
 def lm_option(wildcards, input):
     e = experiment(wildcards)
     decodings = [wildcards.decoding] if "decoding" in wildcards.keys() else e.decodings
-    found = next((e.language_models(name)["lm"] for name in decodings if "lm" in e.language_models(name)), None)
+    found = next(
+        (
+            e.language_models(name)["lm"]
+            for name in decodings
+            if "lm" in e.language_models(name)
+        ),
+        None,
+    )
     return f"--lm {found}" if found else ""
 
 
