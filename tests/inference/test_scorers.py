@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from espnet3.errors import UserError
-from espnet3.inference.scorers.lm import lm_scorer
 from espnet3.inference.scorers.ngram import NgramScorer
-from espnet3.inference.scorers.own import own_scorer
+from espnet3.inference.scorers.own import lm_scorer, own_scorer
 from espnet3.models.decoder import TransformerDecoder
 from espnet3.models.lm import TransformerLM
 

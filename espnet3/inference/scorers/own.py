@@ -1,4 +1,4 @@
-"""This package's Transformer decoder as a scorer."""
+"""This package's Transformers as scorers: the decoder, and the language model (shallow fusion)."""
 
 from __future__ import annotations
 
@@ -11,36 +11,44 @@ from torch.nn import functional as F
 from espnet3.inference.scorers.transformer import Cross, Layer, Plan, TransformerScorer, linear_of, norm_of
 from espnet3.models.decoder import DecoderBlock, TransformerDecoder
 from espnet3.models.layers import CrossAttention, SelfAttention, rotations, sinusoids
+from espnet3.models.lm import LMBlock, TransformerLM
 
 
 def own_scorer(decoder: TransformerDecoder, sos: int) -> TransformerScorer:
     """The scorer of a :class:`espnet3.models.decoder.TransformerDecoder`."""
-    return TransformerScorer(lambda: _plan(decoder), sos)
+    return TransformerScorer(lambda: _plan(decoder, linear_of(decoder.output)), sos)
 
 
-def _plan(decoder: TransformerDecoder) -> Plan:
-    head_size = decoder.size // decoder.heads
+def lm_scorer(lm: TransformerLM) -> TransformerScorer:
+    """The scorer of a :class:`espnet3.models.lm.TransformerLM`; it shares the recogniser's labels."""
+    return TransformerScorer(lambda: _plan(lm, (lm.embedding.weight, lm.bias)), lm.sos, uses_memory=False)
+
+
+def _plan(model: TransformerDecoder | TransformerLM, output: tuple[Tensor, Tensor]) -> Plan:
+    head_size = model.size // model.heads
     return Plan(
-        heads=decoder.heads,
-        embed=lambda labels: decoder.embedding(labels) * math.sqrt(decoder.size),
+        heads=model.heads,
+        embed=lambda labels: model.embedding(labels) * math.sqrt(model.size),
         positions=None,
         turn=lambda positions: rotations(positions, head_size),
-        layers=[_layer(block, head_size**-0.5) for block in decoder.blocks],
-        norm=norm_of(decoder.norm),
-        output=linear_of(decoder.output),
+        layers=[_layer(block, head_size**-0.5) for block in model.blocks],
+        norm=norm_of(model.norm),
+        output=output,
     )
 
 
-def _layer(block: DecoderBlock, scale: float) -> Layer:
-    cross = Cross(
-        norm=norm_of(block.norm_cross),
-        query=linear_of(block.cross_attention.query, scale),
-        out=linear_of(block.cross_attention.out),
-        memory=lambda encoded: _memory(block.cross_attention, encoded),
-    )
+def _layer(block: DecoderBlock | LMBlock, scale: float) -> Layer:
+    cross = None
+    if isinstance(block, DecoderBlock):
+        cross = Cross(
+            norm=norm_of(block.norm_cross),
+            query=linear_of(block.cross_attention.query, scale),
+            out=linear_of(block.cross_attention.out),
+            memory=lambda encoded: _memory(block.cross_attention, encoded),
+        )
     return Layer(
         norm=norm_of(block.norm_self),
-        qkv=scale_queries(block.self_attention, scale),
+        qkv=_scale_queries(block.self_attention, scale),
         out=linear_of(block.self_attention.out),
         cross=cross,
         norm_feed=norm_of(block.norm_feed),
@@ -50,7 +58,7 @@ def _layer(block: DecoderBlock, scale: float) -> Layer:
     )
 
 
-def scale_queries(attention: SelfAttention, scale: float) -> tuple[Tensor, Tensor]:
+def _scale_queries(attention: SelfAttention, scale: float) -> tuple[Tensor, Tensor]:
     """The joint layer of queries, keys and values, the first third of it scaled."""
     size = attention.qkv.in_features
     factor = torch.ones(3 * size, dtype=attention.qkv.weight.dtype, device=attention.qkv.weight.device)

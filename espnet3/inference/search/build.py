@@ -11,9 +11,8 @@ from espnet3.errors import UserError, did_you_mean
 from espnet3.inference.scorers.base import Scorer
 from espnet3.inference.scorers.cached import DecoderScorer
 from espnet3.inference.scorers.espnet2 import espnet2_scorer, is_espnet2_decoder
-from espnet3.inference.scorers.lm import lm_scorer
 from espnet3.inference.scorers.ngram import NgramScorer
-from espnet3.inference.scorers.own import own_scorer
+from espnet3.inference.scorers.own import lm_scorer, own_scorer
 from espnet3.inference.search.beam import BeamSearch
 from espnet3.inference.search.ctc_prefix import CTCPrefixScorer
 from espnet3.inference.search.greedy import ctc_greedy
