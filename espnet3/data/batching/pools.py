@@ -22,6 +22,8 @@ class SortedPools:
         max_duration: seconds of audio in a batch, padding included; a longer utterance is a batch of its own.
         pool: batches that make a pool.
         shuffle: without it, one pool in the order of length.
+        ascending: so many epochs, from the first, go from the shortest batch to the longest (SortaGrad, arXiv 1512.02595,
+            section 3.2): alignments are learnt where there is least to align.
         quadratic_duration: seconds at which an utterance counts twice, as in Lhotse's samplers: long utterances, whose
             attention costs more, then make smaller batches.
         rank, world_size: None: those of torch.distributed. Each rank takes every *world_size*-th batch; batches that are left
@@ -36,6 +38,7 @@ class SortedPools:
         shuffle: bool = True,
         seed: int = 0,
         quadratic_duration: float | None = None,
+        ascending: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
     ):
@@ -48,6 +51,7 @@ class SortedPools:
         if quadratic_duration:
             self.durations = self.durations + self.durations**2 / quadratic_duration
         self.max_duration, self.pool, self.shuffle, self.seed = max_duration, pool, shuffle, seed
+        self.ascending = ascending
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
@@ -63,7 +67,9 @@ class SortedPools:
             generator.shuffle(order)
             pools = max(1, round(self.durations.sum() / (self.pool * self.max_duration)))
         batches = [batch for part in np.array_split(order, pools) for batch in self._batches(part)]
-        if self.shuffle:
+        if self.epoch < self.ascending:
+            batches.sort(key=lambda batch: self.durations[batch[-1]])
+        elif self.shuffle:
             generator.shuffle(batches)
         rank, world = rank_and_world(self.rank, self.world_size)
         if world > 1:
