@@ -207,6 +207,23 @@ def test_a_batch_smaller_than_the_ranks_is_refused():
         TypedBatchSampler(known, "sorted", batch_size=2, rank=0, world_size=4)
 
 
+def test_the_first_epochs_go_from_short_to_long():
+    dataset = SimpleNamespace(durations=np.random.default_rng(0).uniform(1, 9, 300))
+    batches = {}
+    for ascending in (0, 2):
+        sampler = SortedPools(dataset, 30.0, pool=4, ascending=ascending)
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            batches[ascending, epoch] = list(sampler)
+    for epoch in (0, 1):
+        longest = [dataset.durations[batch].max() for batch in batches[2, epoch]]
+        assert longest == sorted(longest)
+        # the same batches, in another order
+        assert sorted(map(tuple, batches[2, epoch])) == sorted(map(tuple, batches[0, epoch]))
+    assert batches[2, 0] != batches[2, 1]
+    assert batches[2, 2] == batches[0, 2]
+
+
 def test_quadratic_durations_make_batches_of_long_utterances_smaller():
     dataset = SimpleNamespace(durations=np.full(40, 20.0))
     assert {len(batch) for batch in SortedPools(dataset, 120.0)} == {6, 4}
