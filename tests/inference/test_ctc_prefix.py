@@ -42,7 +42,7 @@ def assert_equals_recursion(posteriors, prefixes, tolerance, dtype=torch.float64
             assert scores[row, label].item() == pytest.approx(expected, abs=tolerance)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_random_prefixes_with_repeats(data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
@@ -51,7 +51,8 @@ def test_random_prefixes_with_repeats(data):
     utterances = data.draw(st.integers(1, 4))
     posteriors, prefixes = [], []
     for _ in range(utterances):
-        frames = data.draw(st.integers(1, 25))
+        # few frames, and so many that sums go by blocks
+        frames = data.draw(st.integers(1, 25) | st.integers(33, 70))
         posteriors.append(random_posteriors(generator, frames, vocabulary, data.draw(st.sampled_from([0.1, 1.0, 5.0]))))
         # few labels, so that repeats are common; some prefixes need more frames than there are
         prefixes.append(tuple(torch.randint(1, min(vocabulary, 4) - 1 or 2, (length,), generator=generator).tolist()))
