@@ -6,7 +6,9 @@ up to t spell g (ending in blank where c repeats the last label of g). It needs 
 it is one matrix product. The recursion serves only the forward variables of the prefixes that survive, and there it is
 a linear one, so that cumulative sums solve it: with X and B the cumulative log-probabilities of c and of blank,
 
-    r_n = X + logcumsumexp(phi[t-1] - X[t-1]),    r_b = B + logcumsumexp(r_n[t-1] - B[t-1]).
+    r_n = X + logcumsumexp(phi[t-1] - X[t-1]),    r_n + r_b = B + logcumsumexp(r_n - B),
+
+the sum on the right being that of the probabilities.
 
 X and B grow with the number of frames and cancel again, hence float64 throughout the scan.
 """
@@ -150,22 +152,16 @@ class CTCPrefixScorer(Scorer):
         utterances, frames = state.final.numel(), phi.size(1)
         own = self._label(state, state.base, tokens)
         label = own.cumsum(1)
-        earlier = torch.zeros_like(label)
-        earlier[:, 1:] = label[:, :-1]
-        r_n = self._scan(state, phi.sub_(earlier)).add_(label)
-        blanks = state.blanks[:, None]
+        r_n = self._scan(state, phi.sub_(label).add_(own)).add_(label)
+        blanks = state.blanks[:, None, 1:]
         grid = (utterances, state.width, frames)
-        shifted = torch.full_like(r_n, -INF)
-        shifted[:, 1:] = r_n[:, :-1]
-        shifted.view(grid).sub_(blanks[:, :, :-1])
-        r_b = self._scan(state, shifted)
-        r_b.view(grid).add_(blanks[:, :, 1:])
-        total = torch.logaddexp(r_n, r_b)
-        ending = total.view(grid).gather(2, state.final[:, None, None].expand(-1, state.width, 1)).flatten()
+        total = self._scan(state, r_n.view(grid).sub_(blanks).view_as(r_n)).view(grid).add_(blanks)
+        ending = total.gather(2, state.final[:, None, None].expand(-1, state.width, 1)).flatten()
         new_phi, new_b = torch.full_like(total, -INF), torch.full_like(total, -INF)
-        new_phi[:, 1:], new_b[:, 1:] = total[:, :-1], r_b[:, :-1]
-        new_phi.view(grid).masked_fill_(state.outside[:, None], -INF)
-        new_b.view(grid).masked_fill_(state.outside[:, None], -INF)
+        new_phi[:, :, 1:] = total[:, :, :-1]
+        # the frame before was a blank, after any end of the prefix
+        torch.add(new_phi[:, :, :-1], state.log_probs[:, None, self.blank, :-1], out=new_b[:, :, 1:])
+        new_phi, new_b = (x.masked_fill_(state.outside[:, None], -INF).view_as(r_n) for x in (new_phi, new_b))
         place = tokens
         if state.candidates is not None:
             place = (state.candidates.index_select(0, rows) == tokens[:, None]).int().argmax(1)
