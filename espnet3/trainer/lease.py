@@ -154,4 +154,9 @@ class Lease:
             # Some network file systems have no locks: the re-check before each write is then what is left
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                # a loader's process that was forked meanwhile holds the file, too: closing it here would free nothing
+                with contextlib.suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)

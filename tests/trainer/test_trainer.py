@@ -150,6 +150,26 @@ def test_one_writer_at_a_time(tmp_path):
             lease.check()
 
 
+def test_a_loaders_process_does_not_keep_the_lock_that_it_was_forked_under(tmp_path):
+    lease = Lease(tmp_path)
+    with lease._lock():
+        child = subprocess.Popen(["sleep", "60"], close_fds=False, pass_fds=_open_files(tmp_path))
+    try:
+        # another process finds it free
+        subprocess.run(["flock", "--nonblock", str(tmp_path / "lease.lock"), "true"], check=True)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _open_files(folder: Path) -> list[int]:
+    found = [
+        int(entry.name) for entry in Path("/proc/self/fd").iterdir() if str(entry.resolve()).startswith(str(folder))
+    ]
+    assert found
+    return found
+
+
 def test_a_silent_holder_on_another_host_is_taken_over_and_a_living_one_is_not(tmp_path):
     import threading
     import time
