@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -153,7 +154,7 @@ def test_one_writer_at_a_time(tmp_path):
 def test_a_loaders_process_does_not_keep_the_lock_that_it_was_forked_under(tmp_path):
     lease = Lease(tmp_path)
     with lease._lock():
-        child = subprocess.Popen(["sleep", "60"], close_fds=False, pass_fds=_open_files(tmp_path))
+        child = subprocess.Popen(["sleep", "60"], pass_fds=_open_files(tmp_path))
     try:
         # another process finds it free
         subprocess.run(["flock", "--nonblock", str(tmp_path / "lease.lock"), "true"], check=True)
