@@ -20,7 +20,7 @@ from typing import Any
 
 from espnet3.config.schema import validate
 from espnet3.errors import UserError, did_you_mean
-from espnet3.io import write_json
+from espnet3.io import atomic_write
 
 CONFIG_DIR = "config"
 
@@ -99,7 +99,9 @@ def _composed(name: str, overrides: tuple[str, ...], config_dir: str, stamps: tu
     composed = _compose_anew(name, overrides, config_dir)
     if remembered is not None and json.loads(json.dumps(composed)) == composed:
         with contextlib.suppress(OSError):
-            write_json(remembered, composed)
+            # not sorted: the first decoding is the one that a pack takes
+            with atomic_write(remembered) as handle:
+                json.dump(composed, handle)
     return composed
 
 
@@ -117,7 +119,7 @@ def _remembered(name: str, overrides: tuple[str, ...], config_dir: str, stamps: 
         return None
     seen = {variable: os.environ.get(variable) for variable in sorted(variables)}
     key = hashlib.sha256(repr((sys.version, texts, name, overrides, seen)).encode()).hexdigest()[:32]
-    return Path(".snakemake/espnet3", f"compose-{key}.json")
+    return Path(".snakemake/espnet3", f"composed-{key}.json")
 
 
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")

@@ -22,7 +22,7 @@ def checkout(repository, tmp_path, monkeypatch) -> Path:
 
 
 def remembered(checkout: Path) -> list[Path]:
-    return sorted((checkout / ".snakemake/espnet3").glob("compose-*.json"))
+    return sorted((checkout / ".snakemake/espnet3").glob("composed-*.json"))
 
 
 def load(*overrides: str) -> dict:
@@ -36,6 +36,8 @@ def test_a_remembered_configuration_is_the_composed_one(checkout):
     first = load()
     (path,) = remembered(checkout)
     assert load() == first and remembered(checkout) == [path]
+    # in its order, too: the first decoding is the one that a pack takes
+    assert json.dumps(load()) == json.dumps(first) and list(first["decode"]["variants"]) == ["joint", "greedy"]
     content = json.loads(path.read_text())
     content["decode"]["beam"] = 77
     path.write_text(json.dumps(content))
