@@ -61,7 +61,7 @@ def test_it_can_learn_one_batch_by_heart(batch):
     model = small(label_smoothing=0.0).train()
     model.specaug = None
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(80):
+    for _ in range(120):
         optimizer.zero_grad()
         loss, stats, _ = model(**batch)
         loss.backward()

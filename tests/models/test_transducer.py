@@ -58,7 +58,8 @@ def test_it_learns_one_batch_by_heart_and_decodes_it():
     batch = {"speech": torch.randn(3, 16000) * 0.1, "speech_lengths": speech_lengths}
     batch |= {"text": text, "text_lengths": text_lengths}
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for _ in range(120):
+    # the loss has fallen long before; in evaluation the batch norm needs statistics that stand still
+    for _ in range(300):
         optimizer.zero_grad()
         loss, stats, _ = model(**batch)
         loss.backward()
