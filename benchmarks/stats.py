@@ -113,31 +113,37 @@ def ours(data: Path, out: Path) -> tuple[float, float, float]:
 
 
 def passes(data: Path, out: Path) -> dict[str, float]:
-    """The pass alone on one core, the FFTs alone, and the longer of two shards at a time, each in a process of its own."""
+    """The FFTs alone; then by turns the pass in one of two worker processes, and its halves in both (the longer counts)."""
     import torch
 
     from espnet3.data.dataset import ESPnet3Dataset
 
     torch.set_num_threads(1)
-    shard(data, out, 1, 20)
-    found = dict(zip(("one_wall", "one_cpu"), shard(data, out, 1, 1), strict=True))
     durations = ESPnet3Dataset(data / "train.jsonl.gz").durations
     frames = [torch.randn(round(d * RATE) // 80 + 1, 200) for d in durations]
     cpu = time.process_time()
     for part in frames:
         torch.fft.rfft(part, n=512)
-    found["fft_cpu"] = time.process_time() - cpu
-    found["audio"] = float(sum(durations))
-    command = [sys.executable, __file__, "--work", str(out), "--passes", str(data), "--shard"]
+    found = {"fft_cpu": time.process_time() - cpu, "audio": float(sum(durations))}
+    command = [sys.executable, __file__, "--work", str(out), "--passes", str(data), "--worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([*command, str(number)], **pipes) for number in (1, 2)]
-    for worker in workers:
-        worker.stdout.readline()
-    for worker in workers:
-        # both begin at once
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    found["two_wall"] = max(json.loads(worker.communicate()[0]) for worker in workers)
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+
+    def ask(*parts: str) -> list[list[float]]:
+        # all begin at once, each with its part
+        for process, part in zip(workers, parts, strict=False):
+            process.stdin.write(part + "\n")
+            process.stdin.flush()
+        return [json.loads(process.stdout.readline()) for process, _ in zip(workers, parts, strict=False)]
+
+    ask("1 20", "1 20")
+    turns = [(ask("1 1")[0], ask("1 2", "2 2")) for _ in range(5)]
+    for process in workers:
+        process.communicate()
+    found["one_cpu"] = statistics.median(one[1] for one, _ in turns)
+    found["one_wall"] = statistics.median(one[0] for one, _ in turns)
+    found["two_wall"] = statistics.median(max(wall for wall, _ in two) for _, two in turns)
+    found["speedup"] = statistics.median(one[0] / max(wall for wall, _ in two) for one, two in turns)
     return found
 
 
@@ -150,15 +156,14 @@ def shard(data: Path, out: Path, number: int, of: int) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def worker(data: Path, out: Path, number: int) -> None:
-    """Import, say so, wait for the word, and print the seconds of shard *number* of 2."""
+def worker(data: Path, out: Path) -> None:
+    """The clock and CPU seconds of each shard that is asked for, a line ``NUMBER OF`` each."""
     import torch
 
     torch.set_num_threads(1)
-    shard(data, out, 1, 50)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps(shard(data, out, number, 2)[0]))
+    for line in sys.stdin:
+        number, of = map(int, line.split())
+        print(json.dumps(shard(data, out, number, of)), flush=True)
 
 
 def prepare(work: Path, fsdd: str | None) -> Path:
@@ -194,11 +199,11 @@ def main() -> int:
     parser.add_argument("--espnet2", default=os.environ.get("ESPNET2_PYTHON", sys.executable), metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    if given.shard:
-        worker(given.passes, given.work, given.shard)
+    if given.worker:
+        worker(given.passes, given.work)
         return 0
     if given.passes:
         print(json.dumps(passes(given.passes, given.work)))
@@ -232,7 +237,7 @@ def main() -> int:
 
     audio = alone[0]["audio"]
     theirs_pass, our_pass = middle(r[2] for r in whole["ESPnet2"]), middle(r["one_cpu"] for r in alone)
-    fft, speedup = middle(r["fft_cpu"] for r in alone), middle(r["one_wall"] / r["two_wall"] for r in alone)
+    fft, speedup = middle(r["fft_cpu"] for r in alone), middle(r["speedup"] for r in alone)
     print(f"{audio:.0f} s of audio, medians of {given.rounds} rounds")
     print(f"{'':28} {'clock s':>9} {'CPU s':>9} {'x real time':>12}")
     for name, found in whole.items():
