@@ -97,8 +97,12 @@ def search(
     length_bonus: float = 0.0,
     pre_beam_ratio: float = 1.5,
     maxlenratio: float = 0.0,
+    detect: bool = True,
 ) -> list[tuple[list[int], float, float, float]]:
-    """ESPnet's beam search of one utterance, to its own end: all finished (labels, score, att, ctc), best first."""
+    """ESPnet's beam search of one utterance, to its own end: all finished (labels, score, att, ctc), best first.
+
+    ``detect=False`` goes on where end detection would stop.
+    """
     x, frames = log_probs.tolist(), log_probs.size(0)
     vocabulary = len(x[0])
     eos, blank = vocabulary - 1, 0
@@ -133,7 +137,7 @@ def search(
                     length_of.append(step + 2)
                 else:
                     running.append((prefix, score, att, ctc))
-            if not running or (maxlenratio == 0 and end_detect([h[1] for h in ended], length_of, step)):
+            if not running or (detect and maxlenratio == 0 and end_detect([h[1] for h in ended], length_of, step)):
                 break
     return sorted(ended, key=lambda h: -h[1])
 

@@ -105,10 +105,44 @@ def test_random_models_and_lengths_against_the_plain_search(data):
     expected = [search(x, log_softmax(x).detach(), decoder, pre_beam_ratio=ratio, **options) for x in encoded]
     found = batched(decoder, log_softmax, encoded, batch=5, slots=slots, nbest=1, pre_beam_ratio=ratio, **options)
     # the decoder gives float32
-    for (best,), all_ended in zip(found, expected, strict=True):
+    for (best,), all_ended, x in zip(found, expected, encoded, strict=True):
+        if best.score > all_ended[0][1] + 1e-4:
+            # end detection stopped the plain search before what a narrow beam found
+            logs = log_softmax(x).detach()
+            all_ended = search(x, logs, decoder, pre_beam_ratio=ratio, detect=False, **options)
         assert best.score == pytest.approx(all_ended[0][1], abs=1e-4)
         alike = [h[0] for h in all_ended if h[1] > all_ended[0][1] - 1e-4]
         assert best.tokens in alike
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
+def test_the_one_best_is_the_whole_beams_whether_a_narrow_one_finds_it_or_not(ctc_weight, slots, monkeypatch):
+    passes = []
+    search_with = BeamSearch._pass
+
+    def counted(self, width, waiting, *rest):
+        asked = len(waiting)
+        left = search_with(self, width, waiting, *rest)
+        passes.append((width, asked, len(left)))
+        return left
+
+    monkeypatch.setattr(BeamSearch, "_pass", counted)
+    options = {"ctc_weight": ctc_weight, "beam": 8, "slots": slots, "batch": 8}
+    for seed in range(6):
+        frames = torch.randint(1, 20, (8,), generator=torch.Generator().manual_seed(seed)).tolist()
+        decoder, log_softmax, encoded = task(seed, 20, frames, sharpness=8.0)
+        with torch.no_grad():
+            # at first the decoder says little but where to end, so that CTC decides alone
+            decoder.output.weight.mul_(0.3 * seed)
+        found = batched(decoder, log_softmax, encoded, nbest=1, **options)
+        # the two best are never looked for by a narrow beam
+        whole = batched(decoder, log_softmax, encoded, nbest=2, **options)
+        for one, several in zip(found, whole, strict=True):
+            assert one[0].tokens == several[0].tokens
+            assert one[0].score == pytest.approx(several[0].score, abs=1e-9)
+    narrow = [(asked, left) for width, asked, left in passes if width < 8]
+    assert len(narrow) == 6 and 0 < sum(left for _, left in narrow) < sum(asked for asked, _ in narrow)
 
 
 @pytest.mark.parametrize("transformer", [False, True])

@@ -17,6 +17,10 @@ from espnet3.inference.search.history import History
 from espnet3.inference.search.hypothesis import Hypothesis
 
 INF = float("inf")
+# prefixes of an utterance in the first pass of a search for the one best, and the nats by which its result must beat
+# what it dropped: more than rounding can shift a score
+NARROW = 2
+CLEAR = 1e-3
 
 
 @dataclass
@@ -27,6 +31,7 @@ class _Batch:
         ids: of each stored utterance, its index in the whole.
         live: (B,) those that go on; the others wait for being dropped.
         begin: (B,) the step at which each began.
+        lost: (B,) the best score of all prefixes that found no place in the beam.
         total: (B, width) scores of the prefixes; minus infinity where one is dead.
         states: of each scorer.
     """
@@ -34,6 +39,7 @@ class _Batch:
     ids: np.ndarray
     live: np.ndarray
     begin: np.ndarray
+    lost: np.ndarray
     total: Tensor
     states: dict[str, Any]
 
@@ -45,6 +51,11 @@ class BeamSearch:
     and eos. Each step keeps the ``beam`` best prolongations of an utterance's live prefixes; one that takes eos is
     finished. An utterance stops when its n best are final (no live prefix can overtake them: exact), at ESPnet's end
     detection, or at ``maxlenratio``; it then leaves the batch, and a waiting one takes its place.
+
+    No prolongation raises a score. So where the one best is asked for, a beam of two comes first: a hypothesis that scores
+    above every prefix that was ever dropped is what any wider beam finds, too (the bound of Meister et al., "Best-First
+    Beam Search", 2020, section 3). What is not settled so is searched again with the whole beam. End detection is the one
+    thing that could have stopped a wide search short of that hypothesis.
 
     As in ESPnet, the partial scorers (CTC) see the ``pre_beam_ratio * beam`` best labels of the others only. Unlike
     there, ``minlenratio`` forbids eos before that length (ESPnet drops what ended too early).
@@ -93,6 +104,7 @@ class BeamSearch:
         # what a scorer holds impossible scores LOG_ZERO times its weight
         self.impossible = LOG_ZERO / 2 * min(weights[name] for name in self.scorers)
         self.pre_beam = int(pre_beam_ratio * beam) if self.full and self.partial else 0
+        self.widths = (NARROW, beam) if nbest == 1 and beam > NARROW and length_bonus <= 0 else (beam,)
 
     @torch.inference_mode()
     def __call__(self, encoded: Tensor | Sequence[Tensor], lengths: Tensor) -> list[list[Hypothesis]]:
@@ -104,37 +116,53 @@ class BeamSearch:
         """
         frames = lengths.tolist()
         self._frames = np.array(frames)
+        # an input too short for a single frame has one hypothesis, the empty one
+        results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in frames]
+        left = [i for i, n in enumerate(frames) if n > 0]
+        for width in self.widths:
+            left = self._pass(width, left, encoded, results)
+        return results
+
+    def _pass(self, width: int, waiting: list[int], encoded, results: list[list[Hypothesis]]) -> list[int]:
+        """Search the *waiting* utterances with a beam of *width*; those whose result a wider one might change."""
+        self._width = width
+        frames = self._frames.tolist()
         ended = [Ended(_maxlen(self.maxlenratio, n), self.nbest, self.maxlenratio == 0) for n in frames]
         maxlen = np.array([e.maxlen for e in ended])
         minlen = np.array([_minlen(self.minlenratio, n) for n in frames])
-        # an input too short for a single frame has one hypothesis, the empty one
-        waiting = [i for i, n in enumerate(frames) if n > 0]
-        results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in frames]
         slots = self.slots or len(waiting)
         if len(waiting) > slots:
             # neighbours of like length waste the least
             waiting.sort(key=lambda i: -frames[i])
         history = History(self.eos, [*self.full, *self.partial])
+        unsettled = []
         batch = None
         step = 0
         while waiting or batch is not None:
-            batch = self._refill(batch, waiting, slots, step, encoded, lengths, history)
+            batch = self._refill(batch, waiting, slots, step, encoded, history)
             if batch is None:
                 break
             chosen = self._step(step, batch, ended, maxlen, minlen, history)
             for slot in np.flatnonzero(self._finished(step, batch, ended)):
                 batch.live[slot] = False
-                utterance = batch.ids[slot]
+                utterance = int(batch.ids[slot])
                 best = ended[utterance].best(self.impossible)
+                if width < self.beam and not (best and self._settles(batch, slot, best[0][0])):
+                    unsettled.append(utterance)
+                    continue
                 results[utterance] = [history.hypothesis(*entry) for entry in best] or [
                     Hypothesis([], 2 * self.impossible)
                 ]
             step += 1
             if batch.live.any():
                 batch.states = {n: s.advance(batch.states[n], *chosen) for n, s in self.scorers.items()}
-        return results
+        return sorted(unsettled)
 
-    def _refill(self, batch, waiting: list[int], slots: int, step: int, encoded, lengths: Tensor, history: History):
+    def _settles(self, batch: _Batch, slot: int, score: float) -> bool:
+        """Whether a hypothesis of this score is above whatever a wider beam could have kept."""
+        return score > self.impossible and score - max(batch.lost[slot], self._bound[slot]) > CLEAR
+
+    def _refill(self, batch, waiting: list[int], slots: int, step: int, encoded, history: History):
         """Let in what waits, or drop what is done, where enough is done to be worth the copies."""
         if batch is None or not batch.live.any():
             if not waiting:
@@ -159,20 +187,19 @@ class BeamSearch:
     def _start(self, ids: list[int], step: int, encoded: Tensor | Sequence[Tensor]) -> _Batch:
         longest = max(self._frames[i] for i in ids)
         if isinstance(encoded, Tensor):
-            memory = encoded[ids] if len(ids) < encoded.size(0) else encoded
-            memory = memory[:, :longest]
+            memory = encoded[ids][:, :longest]
         else:
             memory = torch.nn.utils.rnn.pad_sequence([encoded[i][: self._frames[i]] for i in ids], batch_first=True)
         some = torch.as_tensor(self._frames[ids], device=memory.device)
-        total = torch.full((len(ids), self.beam), -INF, dtype=torch.float64, device=memory.device)
+        total = torch.full((len(ids), self._width), -INF, dtype=torch.float64, device=memory.device)
         total[:, 0] = 0.0
-        states = {name: scorer.start(memory, some, self.beam) for name, scorer in self.scorers.items()}
-        count = len(ids)
-        return _Batch(np.array(ids), np.ones(count, dtype=bool), np.full(count, step), total, states)
+        states = {name: scorer.start(memory, some, self._width) for name, scorer in self.scorers.items()}
+        live, begin, lost = np.ones(len(ids), dtype=bool), np.full(len(ids), step), np.full(len(ids), -INF)
+        return _Batch(np.array(ids), live, begin, lost, total, states)
 
     def _replace(self, batch: _Batch, slots: np.ndarray, fresh: _Batch) -> None:
         index = torch.as_tensor(slots, device=batch.total.device)
-        for name in ("ids", "live", "begin"):
+        for name in ("ids", "live", "begin", "lost"):
             getattr(batch, name)[slots] = getattr(fresh, name)
         batch.total = batch.total.index_copy(0, index, fresh.total)
         longest = int(self._frames[batch.ids].max())
@@ -185,6 +212,7 @@ class BeamSearch:
             ids=batch.ids[kept],
             live=batch.live[kept],
             begin=batch.begin[kept],
+            lost=batch.lost[kept],
             total=batch.total[index],
             states={n: s.select(batch.states[n], index, longest) for n, s in self.scorers.items()},
         )
@@ -197,15 +225,19 @@ class BeamSearch:
         utterances, width = batch.total.shape
         choices = total.size(1)
         total = total.view(utterances, width * choices)
-        best, place = total.topk(min(self.beam, width * choices), 1)
+        # one more than has room: the best of what is dropped
+        best, place = total.topk(min(width + 1, width * choices), 1)
         parent = place // choices
-        if best.size(1) < self.beam:
-            lacking = self.beam - best.size(1)
+        if best.size(1) <= width:
+            lacking = width + 1 - best.size(1)
             best = torch.nn.functional.pad(best, (0, lacking), value=-INF)
             place, parent = (torch.nn.functional.pad(x, (0, lacking)) for x in (place, parent))
         token = place % choices if candidates is None else candidates.view(utterances, -1).gather(1, place)
         picked = [value.view(utterances, -1).gather(1, place) for value in scores.values()]
-        values, parents, tokens, *parts = _to_host(best, parent, token, *picked)
+        host = _to_host(best, parent, token, *picked)
+        batch.lost = np.maximum(batch.lost, host[0][:, width])
+        values, parents, tokens, *parts = (array[:, :width] for array in host)
+        best, parent, token = (x[:, :width] for x in (best, parent, token))
         history.add(parents, tokens, parts)
 
         closing = (tokens == self.eos) | (at + 1 >= maxlen[batch.ids])[:, None]
@@ -263,6 +295,9 @@ class BeamSearch:
             if self.length_bonus > 0:
                 bound += self.length_bonus * (utterance.maxlen - at)
             done[slot] = utterance.finished(at, bound if bound > -INF else None)
+            if self._width < self.beam:
+                # nothing that is alive can settle it any more
+                done[slot] |= max(bound, utterance.top) - batch.lost[slot] <= CLEAR
         return done
 
 

@@ -24,6 +24,11 @@ class Ended:
         self._best_of_length: dict[int, float] = {}
         self._top: list[tuple[float, int, Any]] = []
 
+    @property
+    def top(self) -> float:
+        """The best score; minus infinity where none has ended."""
+        return self._top[0][0] if self._top else float("-inf")
+
     def add(self, step: int, score: float, pointer: Any) -> None:
         """A hypothesis ended at *step* of its utterance (0 is the first label); *pointer* is what it is found by."""
         best = self._best_of_length.get(step)
