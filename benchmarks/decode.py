@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import os
 import statistics
@@ -178,7 +179,10 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     # what is amiss with it should show before an hour of decoding, not after
-    own = espnet3.from_pretrained(arguments.pack, device="cpu") if arguments.pack else None
+    own = {}
+    if arguments.pack:
+        decodings = json.loads((Path(arguments.pack) / "config.json").read_text())["decode"].get("variants") or [None]
+        own = {name: espnet3.from_pretrained(arguments.pack, decoding=name, device="cpu") for name in decodings}
     try:
         theirs = ESPnet2(Path(arguments.model).resolve(), arguments.beam, arguments.ctc_weight, arguments.nbest)
     except ImportError as error:
@@ -190,7 +194,7 @@ def main() -> int:
         return run(theirs, own, folder, arguments)
 
 
-def run(theirs: ESPnet2, own: Any, folder: Path, arguments: argparse.Namespace) -> int:
+def run(theirs: ESPnet2, own: dict[str, Any], folder: Path, arguments: argparse.Namespace) -> int:
     """Decode in turns, compare, report."""
     rows = [line.split() for line in (folder / "wav.scp").read_text().splitlines()]
     # a spread over the speakers where not all are taken
@@ -239,8 +243,8 @@ def run(theirs: ESPnet2, own: Any, folder: Path, arguments: argparse.Namespace) 
             f"{name:22}{whole:9.2f}{whole / seconds:9.4f}{search:10.2f}{ratios[name][0]:8.1f}{ratios[name][1]:10.1f}"
             f"{word_errors(references, found[name]):8.2f}"
         )
-    if own is not None:
-        packed(arguments.pack, own, paths, references, seconds)
+    for recognise in own.values():
+        packed(arguments.pack, recognise, paths, references, seconds)
     if torch.cuda.is_available():
         on_gpu(one, paths, seconds)
     return bars(ratios, found, f"batch 16, {arguments.nbest} best")

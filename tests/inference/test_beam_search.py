@@ -145,12 +145,13 @@ def test_the_one_best_is_the_whole_beams_whether_a_narrow_one_finds_it_or_not(ct
     assert len(narrow) == 6 and 0 < sum(left for _, left in narrow) < sum(asked for asked, _ in narrow)
 
 
+@pytest.mark.parametrize("nbest", [1, 5])
 @pytest.mark.parametrize("transformer", [False, True])
-def test_batch_order_padding_and_places_change_nothing(transformer):
+def test_batch_order_padding_and_places_change_nothing(transformer, nbest):
     generator = torch.Generator().manual_seed(5)
     frames = torch.randint(2, 40, (32,), generator=generator).tolist()
     decoder, log_softmax, encoded = task(7, 12, frames, transformer=transformer)
-    options = {"ctc_weight": 0.3, "beam": 5, "nbest": 5}
+    options = {"ctc_weight": 0.3, "beam": 5, "nbest": nbest}
     alone = batched(decoder, log_softmax, encoded, batch=1, **options)
     shuffled = torch.randperm(32, generator=generator).tolist()
     ways = [(7, 0, None, 0), (32, 0, None, 0), (32, 9, shuffled, 0), (7, 5, shuffled, 0)]
