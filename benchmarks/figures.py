@@ -1,9 +1,12 @@
-"""What the benchmarks print alike: a line for each bar; and the memory that a process has had."""
+"""What the benchmarks measure and print alike: CPU seconds, the memory that a process has had, a line for each bar."""
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def print_bars(bars: Sequence[tuple[str, float, float, bool]]) -> int:
@@ -27,3 +30,11 @@ def peak_megabytes() -> float:
     if not found:
         raise RuntimeError(f"{status}: no VmHWM; this benchmark needs Linux")
     return int(found[0]) / 1024
+
+
+def timed(function: Any) -> tuple[float, Any]:
+    """CPU seconds, and the result; the garbage of what ran before is not on its bill."""
+    gc.collect()
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result

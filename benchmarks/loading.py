@@ -10,7 +10,6 @@ Everything is synthetic: lengths in the manner of LibriSpeech (mean 12.3 s, devi
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -18,39 +17,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import peak_megabytes, print_bars
+from figures import peak_megabytes, print_bars, timed
+from synthetic import BATCH_SECONDS, RATE, durations, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-RATE = 16000
-BATCH_SECONDS = 240.0
 PARTS = ("batches", "fbank", "manifest")
-
-
-def durations(count: int, seed: int = 0) -> np.ndarray:
-    """Lengths in seconds with LibriSpeech's mean, deviation, and crowd between 12 and 16 s."""
-    rng = np.random.default_rng(seed)
-    long = rng.random(count) < 0.64
-    return np.round(np.where(long, rng.normal(14.6, 1.2, count).clip(10, 27), 1.3 + 14 * rng.beta(1.6, 1.5, count)), 3)
 
 
 def padding(batches: list[list[int]], lengths: np.ndarray) -> float:
     """Percent of the batches' area."""
     area = sum(len(batch) * lengths[batch].max() for batch in batches)
     return 100 * (1 - sum(lengths[batch].sum() for batch in batches) / area)
-
-
-def timed(function: Any) -> tuple[float, Any]:
-    """CPU seconds, and the result; the garbage of what ran before is not on its bill."""
-    gc.collect()
-    start = time.process_time()
-    result = function()
-    return time.process_time() - start, result
 
 
 # --- workers: each a fresh process, so that its peak memory is its own ---
@@ -209,28 +191,6 @@ def large_manifest(folder: Path) -> dict[str, float]:
     report["sample"], _ = timed(sample)
     report["peak"] = peak_megabytes()
     return report
-
-
-def write_corpus(lines: int, folder: Path) -> None:
-    """``corpus.jsonl`` of so many utterances, which share a hundred files."""
-    import soundfile
-
-    rng = np.random.default_rng(1)
-    lengths = durations(100, seed=2)
-    for i, seconds in enumerate(lengths):
-        soundfile.write(folder / f"{i}.wav", (0.1 * rng.standard_normal(int(seconds * RATE))).astype(np.float32), RATE)
-    words = ["".join(chr(97 + c) for c in rng.integers(26, size=rng.integers(1, 9))) for _ in range(5000)]
-    with open(folder / "corpus.jsonl", "w") as handle:
-        for i in range(lines):
-            text = " ".join(words[k] for k in rng.integers(5000, size=33))
-            record = {
-                "id": f"{i % 2338:04d}-{i % 9973:06d}-{i:07d}",
-                "split": "train",
-                "audio": str(folder / f"{i % 100}.wav"),
-                "text": text,
-                "speaker": f"{i % 2338:04d}",
-            }
-            handle.write(json.dumps(record) + "\n")
 
 
 def lhotse_on_large(folder: Path) -> dict[str, float]:

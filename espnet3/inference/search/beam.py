@@ -53,9 +53,9 @@ class BeamSearch:
     detection, or at ``maxlenratio``; it then leaves the batch, and a waiting one takes its place.
 
     No prolongation raises a score. So where the one best is asked for, a beam of two comes first: a hypothesis that scores
-    above every prefix that was ever dropped is what any wider beam finds, too (the bound of Meister et al., "Best-First
-    Beam Search", 2020, section 3). What is not settled so is searched again with the whole beam. End detection is the one
-    thing that could have stopped a wide search short of that hypothesis.
+    above every prefix that was ever dropped is what any wider beam finds, too (monotonic scores as in Meister et al.,
+    "Best-First Beam Search", TACL 2020). What is not settled so is searched again with the whole beam. End detection is the
+    one thing that could have stopped a wide search short of that hypothesis.
 
     As in ESPnet, the partial scorers (CTC) see the ``pre_beam_ratio * beam`` best labels of the others only. Unlike
     there, ``minlenratio`` forbids eos before that length (ESPnet drops what ended too early).
