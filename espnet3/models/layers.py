@@ -24,16 +24,22 @@ def sinusoids(positions: Tensor, size: int) -> Tensor:
 
 
 def rotations(positions: Tensor, head_size: int) -> Tensor:
-    """Unit complex numbers of rotary positions (arXiv 2104.09864): positions (T,) -> (T, 1, head_size / 2)."""
+    """Cosine and sine of rotary positions (arXiv 2104.09864): positions (T,) -> (T, 1, head_size / 2, 2)."""
     rate = torch.exp(torch.arange(0, head_size, 2, device=positions.device) * (-math.log(10000.0) / head_size))
     angle = positions.float().unsqueeze(-1) * rate
-    return torch.polar(torch.ones_like(angle), angle).unsqueeze(-2)
+    return torch.stack([angle.cos(), angle.sin()], -1).unsqueeze(-3)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the pairs of the last dimension: x (..., T, H, head_size), turn from :func:`rotations`."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # the compiler makes no code for complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    return turned.flatten(-2).type_as(x)
 
 
 class SelfAttention(nn.Module):

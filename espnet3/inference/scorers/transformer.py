@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet3.inference.scorers.base import Scorer, fit, keep_rows
+from espnet3.models.layers import rotate
 
 # nodes of a tree that there is room for at first
 _CAPACITY = 64
@@ -68,7 +69,7 @@ class Plan:
     Attributes:
         embed: labels (N,) -> (N, D), scaled.
         positions: positions (N,) -> what is added to the embedding (N, D); None: nothing.
-        turn: positions (N,) -> unit complex numbers (N, 1, head size / 2) of rotary positions; None: none.
+        turn: positions (N,) -> cosine and sine (N, 1, head size / 2, 2) of rotary positions; None: none.
         output: weight (V, D) and bias (V,).
     """
 
@@ -161,12 +162,11 @@ class TransformerScorer(Scorer):
         x = plan.embed(state.previous)
         if plan.positions is not None:
             x = x + plan.positions(position)
-        turn = None if plan.turn is None else plan.turn(position)
+        turn = None if plan.turn is None else plan.turn(position).unsqueeze(1)
         for number, layer in enumerate(plan.layers):
             qkv = F.linear(layer.norm(x), *layer.qkv).view(-1, 3, heads, size)
             if turn is not None:
-                turned = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2))) * turn.unsqueeze(1)
-                qkv = torch.cat([torch.view_as_real(turned).flatten(-2).type_as(qkv), qkv[:, 2:]], 1)
+                qkv = torch.cat([rotate(qkv[:, :2], turn), qkv[:, 2:]], 1)
             qkv = qkv.view(utterances, width, 3, heads, size).permute(2, 0, 3, 1, 4)
             nodes[number].view(-1, size).index_copy_(0, places, qkv[1:].reshape(-1, size))
             keys, values = nodes[number, :, :, :, :filled].flatten(1, 2)
