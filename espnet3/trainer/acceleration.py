@@ -82,20 +82,23 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
 def compile_model(model: nn.Module, node: bool | Mapping[str, Any], device: str) -> list[str]:
     """``torch.compile`` parts of a model, in place: names of tensors stay what they are.
 
+    Each block is compiled by itself, so that all of a kind share their code, and convolutions stay outside: of
+    their backward pass the compiler (torch 2.13) would make one for each length of a batch, and give up after eight.
+
     Args:
-        node: true, or ``modules`` (default: the encoder, or without one the model) and arguments of ``torch.compile``;
-            ``dynamic`` is true unless it is given, since batches differ in their lengths.
+        node: true, or ``modules`` (default: every list of blocks of one kind, or without one the model) and arguments of
+            ``torch.compile``; ``dynamic`` is true unless it is given, since batches differ in their lengths.
         device: ``cpu`` needs a C++ compiler.
 
     Returns:
-        The names of the modules.
+        The names of the modules; a list of blocks stands for its blocks.
 
     Raises:
         UserError: there is no such module, or no compiler.
     """
     settings = {"dynamic": True, **(dict(node) if isinstance(node, Mapping) else {})}
-    names = settings.pop("modules", None) or (["encoder"] if hasattr(model, "encoder") else [""])
     known = dict(model.named_modules())
+    names = settings.pop("modules", None) or [name for name in known if _is_stack(known[name])] or [""]
     for name in names:
         if name not in known:
             raise UserError(f"trainer.compile: no module '{name}'{did_you_mean(name, known)}")
@@ -104,5 +107,18 @@ def compile_model(model: nn.Module, node: bool | Mapping[str, Any], device: str)
             "trainer.compile: torch.compile on the CPU needs a C++ compiler (g++); install one, or set it to false"
         )
     for name in names:
-        known[name].compile(**settings)
+        for module in known[name] if _is_stack(known[name]) else [known[name]]:
+            for part in module.modules():
+                if isinstance(part, nn.modules.conv._ConvNd):
+                    part.forward = functools.partial(_as_it_is, part)
+            if hasattr(module, "computed_once"):
+                # what is computed again is compiled, not the computing again
+                module.computed_once = torch.compile(module.computed_once, **settings)
+            else:
+                module.compile(**settings)
     return names
+
+
+@torch.compiler.disable
+def _as_it_is(part: nn.Module, *args: Any) -> Any:
+    return type(part).forward(part, *args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,42 @@ def test_a_range_of_epochs_is_averaged_kept_by_a_criterion_or_not(tmp_path):
     for epochs, message in (("2-4", "epoch 4 was not trained"), ("3-2", "is no range"), ("x", "is no range")):
         with pytest.raises(UserError, match=message):
             run(tmp_path / "checkpoints.json", None, None, tmp_path / "x.safetensors", epochs=epochs)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_block_computes_the_same_for_batches_of_any_length_and_is_compiled_once():
+    from espnet3.trainer.acceleration import compile_model, recompute
+
+    def gradients(samples: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(samples)
+        model.zero_grad()
+        loss, _, _ = model(
+            speech=torch.randn(2, samples, generator=generator),
+            speech_lengths=torch.tensor([samples, samples - 2000]),
+            text=torch.tensor([[2, 3], [3, -1]]),
+            text_lengths=torch.tensor([2, 1]),
+        )
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    torch.manual_seed(1)
+    still = {**model_node(blocks=2, norm="batch", dropout=0.0), "specaug": None}
+    still["decoder"]["dropout"] = 0.0
+    model = instantiate(still).train()
+    names = list(model.state_dict())
+    lengths = (8000, 9000, 12000, 10500)
+    expected = [gradients(samples) for samples in lengths]
+    assert compile_model(model, {"modules": ["encoder.blocks.1"]}, "cpu") == ["encoder.blocks.1"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for samples, exact in zip(lengths, expected, strict=True):
+            assert (gradients(samples) - exact).norm() < 1e-4 * exact.norm()
+    assert list(model.state_dict()) == names
+    model = instantiate(still).train()
+    expected = [gradients(samples) for samples in lengths[:2]]
+    # both keys at once; this backend needs no compiler
+    recompute(model, True)
+    assert compile_model(model, {"backend": "aot_eager"}, "cpu") == ["encoder.blocks"]
+    for samples, exact in zip(lengths, expected, strict=False):
+        assert (gradients(samples) - exact).norm() < 1e-4 * exact.norm()
+    with pytest.raises(UserError, match=r"no module 'encoder\.block'; did you mean 'encoder\.blocks'"):
+        compile_model(model, {"modules": ["encoder.block"]}, "cpu")
