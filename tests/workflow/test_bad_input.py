@@ -75,6 +75,8 @@ def test_a_missing_or_wrong_archive(project: Project, source):
     assert done.returncode != 0 and "Traceback" not in done.stdout
     said = {line for line in done.stdout.splitlines() if line.startswith("espnet3: ")}
     assert len(said) == 1 and source in said.pop()
+    # the job failed; it did not end well and forget its files
+    assert "completed successfully" not in done.stdout and "Waiting at most" not in done.stdout
 
 
 def test_an_unknown_experiment_or_stage_is_named(project: Project):
