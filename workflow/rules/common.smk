@@ -22,7 +22,9 @@ enter_run(main=workflow.exec_mode == ExecMode.DEFAULT)
 
 # jobs use this very Python, also where the environment is not activated; a prefix of one's own replaces Snakemake's strict mode,
 # without which a job that fails before `| tee` counts as done
-shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+shell.prefix(
+    f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; "
+)
 
 try:
     EXPERIMENTS = {
