@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from figures import peak_megabytes, print_bars
-from train_step import OURS, RATE, batches, prepare
+from train_step import OURS, RATE, batches, prepare, step
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("float32", "bf16-mixed", "gradient_checkpointing")
@@ -75,25 +75,20 @@ def child(variant: str, paths: dict[str, Path], device: str, gradients: Path) ->
     # the interpreter, the weights and the batches are there in any case
     before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else peak_megabytes()
     begin = time.perf_counter()
+    with precision():
+        loss = model(**chosen[0])[0]
+    loss.backward()
+    flat = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None])
+    apart = 0.0
+    if variant == "float32":
+        torch.save(flat, gradients)
+    else:
+        exact = torch.load(gradients)
+        apart = float((flat - exact).norm() / exact.norm())
     for turn in range(2):
-        for number, batch in enumerate(chosen):
+        for batch in chosen:
             start = time.perf_counter()
-            with precision():
-                loss = model(**batch)[0]
-            optimizer.zero_grad()
-            loss.backward()
-            if not turn and not number:
-                flat = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None])
-                if variant == "float32":
-                    torch.save(flat, gradients)
-                    apart = 0.0
-                else:
-                    exact = torch.load(gradients)
-                    apart = float((flat - exact).norm() / exact.norm())
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            step(model, optimizer, batch, precision)
             if turn:
                 times.append(time.perf_counter() - start)
         if not turn:
