@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import statistics
@@ -34,8 +33,10 @@ import torch
 from digits import digit_strings
 
 import espnet3
+from espnet3.config.decoding import resolve_variants
 from espnet3.errors import UserError
 from espnet3.inference.espnet2 import ESPnet2Recogniser
+from espnet3.io import read_json
 
 BARS = {
     "search, batch 16": ("search without the encoder, batch 16", 20.0),
@@ -181,7 +182,7 @@ def main() -> int:
     # what is amiss with it should show before an hour of decoding, not after
     own = {}
     if arguments.pack:
-        decodings = json.loads((Path(arguments.pack) / "config.json").read_text())["decode"].get("variants") or [None]
+        decodings = resolve_variants(read_json(Path(arguments.pack) / "config.json")["decode"])
         own = {name: espnet3.from_pretrained(arguments.pack, decoding=name, device="cpu") for name in decodings}
     try:
         theirs = ESPnet2(Path(arguments.model).resolve(), arguments.beam, arguments.ctc_weight, arguments.nbest)

@@ -32,7 +32,7 @@ def recompute(model: nn.Module, names: bool | Sequence[str]) -> int:
     Raises:
         UserError: there is no such list.
     """
-    lists = {name: module for name, module in model.named_modules() if _is_stack(module)}
+    lists = _stacks(model)
     chosen = list(lists) if names is True else list(names or ())
     for name in chosen:
         if name not in lists:
@@ -45,6 +45,10 @@ def recompute(model: nn.Module, names: bool | Sequence[str]) -> int:
             block.computed_once = block.forward
             block.forward = functools.partial(_checkpointed, block)
     return len(blocks)
+
+
+def _stacks(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if _is_stack(module)}
 
 
 def _is_stack(module: nn.Module) -> bool:
@@ -97,8 +101,8 @@ def compile_model(model: nn.Module, node: bool | Mapping[str, Any], device: str)
         UserError: there is no such module, or no compiler.
     """
     settings = {"dynamic": True, **(dict(node) if isinstance(node, Mapping) else {})}
-    known = dict(model.named_modules())
-    names = settings.pop("modules", None) or [name for name in known if _is_stack(known[name])] or [""]
+    known, lists = dict(model.named_modules()), _stacks(model)
+    names = settings.pop("modules", None) or list(lists) or [""]
     for name in names:
         if name not in known:
             raise UserError(f"trainer.compile: no module '{name}'{did_you_mean(name, known)}")
@@ -107,7 +111,7 @@ def compile_model(model: nn.Module, node: bool | Mapping[str, Any], device: str)
             "trainer.compile: torch.compile on the CPU needs a C++ compiler (g++); install one, or set it to false"
         )
     for name in names:
-        for module in known[name] if _is_stack(known[name]) else [known[name]]:
+        for module in lists.get(name, [known[name]]):
             for part in module.modules():
                 if isinstance(part, nn.modules.conv._ConvNd):
                     part.forward = functools.partial(_as_it_is, part)
